@@ -1,0 +1,1 @@
+"""Text: corpora, vocabularies, n-grams and tagging accuracy."""
