@@ -39,7 +39,7 @@ class KneserNey:
     Args:
         order: 2, one word of history, or 3, two.
         discount: D, above 0 and at most 1; None estimates n1 / (n1 + 2 n2) for each order, where n_r is
-            the number of n-grams with count r.
+            the number of n-grams with count r (0.75 where n1 is 0).
 
     Raises:
         StatespanError: `order` or `discount` is none of these.

@@ -29,7 +29,7 @@ class Tally(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """correct / counted; NaN where nothing was counted."""
+        """The share that was right, correct / counted; NaN where nothing was counted."""
         return self.correct / self.counted if self.counted else float("nan")
 
     def plus(self, other: "Tally") -> "Tally":
@@ -89,12 +89,12 @@ def universal(path: str | Path) -> dict[str, str]:
     return result
 
 
-def tagset(sentences: Iterable[Sentence], universal: Mapping[str, str] | None = None) -> tuple[str, ...]:
+def tagset(sentences: Iterable[Sentence], mapping: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """The tags of a text in alphabetical order.
 
     Args:
         sentences: A tagged text.
-        universal: A map that is applied to each tag, from `universal`.
+        mapping: A map that is applied to each tag, from `universal`.
 
     Returns:
         G tags.
@@ -106,18 +106,18 @@ def tagset(sentences: Iterable[Sentence], universal: Mapping[str, str] | None = 
         >>> tagset([Sentence(("time", "flies"), ("NOUN", "VERB"))])
         ('NOUN', 'VERB')
     """
-    return tuple(sorted({tag for tags in _tags(sentences, universal) for tag in tags}))
+    return tuple(sorted({tag for tags in _tags(sentences, mapping) for tag in tags}))
 
 
 def encode_tags(
-    sentences: Iterable[Sentence], tagset: Sequence[str], universal: Mapping[str, str] | None = None
+    sentences: Iterable[Sentence], tags: Sequence[str], mapping: Mapping[str, str] | None = None
 ) -> list[Tensor]:
     """The numbers of every sentence's tags, -1 appended for its `<eos>`: aligned with `encode_corpus`.
 
     Args:
         sentences: A tagged text, N sentences.
-        tagset: G tags; one that is not among them gives -1, not counted.
-        universal: A map that is applied to each tag, from `universal`.
+        tags: G tags; one that is not among them gives -1, not counted.
+        mapping: A map that is applied to each tag, from `universal`.
 
     Returns:
         N tensors of int64, each one longer than its sentence.
@@ -129,8 +129,8 @@ def encode_tags(
         >>> encode_tags([Sentence(("time", "flies"), ("NOUN", "VERB"))], ["NOUN", "VERB"])
         [tensor([ 0,  1, -1])]
     """
-    ids = {tag: number for number, tag in enumerate(tagset)}
-    return [torch.tensor([*(ids.get(tag, -1) for tag in tags), -1]) for tags in _tags(sentences, universal)]
+    ids = {tag: number for number, tag in enumerate(tags)}
+    return [torch.tensor([*(ids.get(tag, -1) for tag in line), -1]) for line in _tags(sentences, mapping)]
 
 
 def tag_given_word(words: Tensor, tags: Tensor, vocabulary_size: int, tags_count: int) -> Tensor:
@@ -152,7 +152,7 @@ def tag_given_word(words: Tensor, tags: Tensor, vocabulary_size: int, tags_count
         StatespanError: The shapes differ, a number is out of range, or no tag is known.
 
     Source: Buys, Bisk & Choi 2018, "Bridging HMMs and RNNs through architectural transformations",
-    section 5.2.
+    section 6.
 
     Examples:
         >>> tag_given_word(torch.tensor([2, 2, 3, 0]), torch.tensor([0, 1, 1, 0]), 5, 2)
@@ -192,7 +192,7 @@ def tag_given_state(states: Tensor, tags: Tensor, states_count: int, tags_count:
     return _rows(_counts(states, tags, states_count, tags_count, "tag_given_state"))
 
 
-def next_word_tag_accuracy(word_log_probs: Tensor, tag_given_word: Tensor, gold: Tensor) -> Tally:
+def next_word_tag_accuracy(word_log_probs: Tensor, table: Tensor, gold: Tensor) -> Tally:
     """How often the likeliest tag under the model's next-word distribution is the gold tag.
 
     The prediction is argmax_t sum_w p(w | y_<n) p(t | w), over the words w other than `<eos>`; the word
@@ -200,7 +200,7 @@ def next_word_tag_accuracy(word_log_probs: Tensor, tag_given_word: Tensor, gold:
 
     Args:
         word_log_probs: (N, V) log p(w | y_<n); may lack a constant in each row (logits do).
-        tag_given_word: (V, G) p(t | w), from `tag_given_word`.
+        table: (V, G) p(t | w), from `tag_given_word`.
         gold: (N,) integers from 0 to G - 1; -1 is not counted.
 
     Returns:
@@ -210,33 +210,28 @@ def next_word_tag_accuracy(word_log_probs: Tensor, tag_given_word: Tensor, gold:
         StatespanError: The shapes do not fit.
 
     Source: Buys, Bisk & Choi 2018, "Bridging HMMs and RNNs through architectural transformations",
-    section 5.2.
+    section 6.
 
     Examples:
         >>> table = torch.eye(4)[:, 2:]
         >>> next_word_tag_accuracy(torch.tensor([[0.0, 0.4, 0.5, 0.1]]).log(), table, torch.tensor([0]))
         Tally(correct=1, counted=1)
     """
-    _fit(word_log_probs, tag_given_word, gold, "next_word_tag_accuracy")
+    _fit(word_log_probs, table, gold, "next_word_tag_accuracy")
     known = gold >= 0
-    log_probs = word_log_probs.detach()[known]
-    words = torch.arange(len(tag_given_word), device=tag_given_word.device)
-    table = tag_given_word.masked_fill(words[:, None] == Vocabulary.eos, 0).to(log_probs)
-    top = log_probs.masked_fill((words == Vocabulary.eos).to(log_probs.device), -torch.inf).amax(
-        1, keepdim=True
-    )
-    probs = (log_probs - top).clamp(max=0).exp()  # the clamp is for <eos> alone, whose row of the table is 0
-    return _tally((probs @ table).argmax(1), gold[known])
+    log_probs = word_log_probs.detach()[known]  # a copy
+    log_probs[:, Vocabulary.eos] = -torch.inf
+    return _tally((log_probs.softmax(1) @ table.to(log_probs)).argmax(1), gold[known])
 
 
-def through_counts(states: Tensor, tag_given_state: Tensor, gold: Tensor) -> Tally:
+def through_counts(states: Tensor, table: Tensor, gold: Tensor) -> Tally:
     """How often the likeliest tag of the state, by counts made on other text, is the gold tag.
 
     The prediction is argmax_t sum_k p(k at n) p(t | k).
 
     Args:
         states: (N,) integers from 0 to K - 1, where -1 is not counted, or beliefs (N, K).
-        tag_given_state: (K, G) p(t | k), from `tag_given_state` on training text or another half.
+        table: (K, G) p(t | k), from `tag_given_state` on training text or another half.
         gold: (N,) integers from 0 to G - 1; -1 is not counted.
 
     Returns:
@@ -251,10 +246,10 @@ def through_counts(states: Tensor, tag_given_state: Tensor, gold: Tensor) -> Tal
     """
     states, gold = _known(states, gold)
     if states.dim() == 1:
-        _range(states, len(tag_given_state), "through_counts: state")
-        return _tally(tag_given_state.argmax(1)[states], gold)
-    _fit(states, tag_given_state, gold, "through_counts")
-    return _tally((states.detach() @ tag_given_state.to(states)).argmax(1), gold)
+        _range(states, len(table), "through_counts: state")
+        return _tally(table.argmax(1)[states], gold)
+    _fit(states, table, gold, "through_counts")
+    return _tally((states.detach() @ table.to(states)).argmax(1), gold)
 
 
 def many_to_one(states: Tensor, gold: Tensor, states_count: int, tags_count: int) -> float:
@@ -307,11 +302,11 @@ def v_measure(states: Tensor, gold: Tensor) -> VMeasure:
     measure".
 
     Examples:
-        >>> v_measure(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 0, 1, 1]))
-        VMeasure(homogeneity=1.0, completeness=0.6666666666666667, v=0.8)
+        >>> round(v_measure(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 0, 1, 1])).v, 6)
+        0.8
     """
-    top = [int(x.max()) + 1 if x.numel() else 0 for x in (states, gold)]
-    joint = _counts(states, gold, *top, "v_measure")
+    top_state, top_tag = (int(x.max()) + 1 if x.numel() else 0 for x in (states, gold))
+    joint = _counts(states, gold, top_state, top_tag, "v_measure")
     joint = joint / joint.sum()
     both, of_state, of_tag = (_entropy(p) for p in (joint, joint.sum(1), joint.sum(0)))
     shared = max(of_state + of_tag - both, 0.0)
@@ -321,18 +316,18 @@ def v_measure(states: Tensor, gold: Tensor) -> VMeasure:
     return VMeasure(homogeneity, completeness, 2 * homogeneity * completeness / total if total else 0.0)
 
 
-def _tags(sentences: Iterable[Sentence], universal: Mapping[str, str] | None) -> Iterable[list[str]]:
+def _tags(sentences: Iterable[Sentence], mapping: Mapping[str, str] | None) -> Iterable[list[str]]:
     for number, sentence in enumerate(sentences, 1):
         if sentence.tags is None:
             raise StatespanError(f"sentence {number} has no tags; give a tagged text")
         tags = list(sentence.tags)
-        if universal is not None:
+        if mapping is not None:
             for tag in tags:
-                if tag not in universal:
+                if tag not in mapping:
                     raise StatespanError(
                         f"sentence {number}: tag {tag!r} is not in the map; add a line for it"
                     )
-            tags = [universal[tag] for tag in tags]
+            tags = [mapping[tag] for tag in tags]
         yield tags
 
 
@@ -385,4 +380,4 @@ def _tally(predicted: Tensor, gold: Tensor) -> Tally:
 
 
 def _entropy(p: Tensor) -> float:
-    return float(-torch.xlogy(p, p).sum())
+    return float(-torch.xlogy(p, p).sum()) if int((p > 0).sum()) > 1 else 0.0
