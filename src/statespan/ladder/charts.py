@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import html
 import math
-import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from .records import SECTIONS, STATES, Rung, show_count, show_duration, show_perplexity, show_share
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 _SHAPES = {
     "belief": '<circle r="5.5"/>',
     "distribution": '<path d="M0-6.8 6.8 0 0 6.8-6.8 0Z"/>',
@@ -29,7 +27,7 @@ SHAPES = "".join(f'<g id="m-{key}">{shape}</g>' for key, shape in _SHAPES.items(
 
 def escape(value: object) -> str:
     """Text that is safe between tags and inside quotes."""
-    return html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value)))
+    return html.escape(str(value))
 
 
 @dataclass(frozen=True)
@@ -313,10 +311,8 @@ def small_multiples(rungs: Sequence[Rung], height: int = 84) -> str:
 
 def scatter(rungs: Sequence[Rung], first: Iterable[int], height: int = 380) -> str:
     """Accuracy of the next word's tag against test perplexity; the rungs in `first` are labelled first."""
-    points = [
-        (r, r.test, r.tags["next_word"]) for r in rungs if r.tags and r.test and r.tags.get("next_word")
-    ]
-    points = [(r, x, y) for r, x, y in points if y is not None]
+    known = ((r, r.test, (r.tags or {}).get("next_word")) for r in rungs)
+    points = [(r, x, y) for r, x, y in known if x is not None and y is not None]
     if len(points) < 2:
         return ""
     across = Axis.around(x for _, x, _ in points)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ SECTIONS = {
 """The parts of the ladder, top to bottom."""
 
 CHOICES = ("condition", "move", "feed", "score")
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ def perplexity(value: Any) -> float | None:
 
 
 def text(value: Any) -> str:
-    """A string; null becomes the empty one."""
-    return "" if value is None else str(value)
+    """A string without control characters or lone surrogates; null becomes the empty one."""
+    return "" if value is None else _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(value))
 
 
 def items(value: Any) -> list[Any]:
@@ -233,7 +236,8 @@ def _state(raw: Mapping[str, Any]) -> str:
     if said in STATES:
         return str(said)
     move = text(raw.get("move")).lower()
-    if raw.get("method") == "counts" or raw.get("trainer") == "counts":
+    forgets = move in ("u e", "forget", "none", "") and raw.get("exact") is not True
+    if raw.get("method") == "counts" or raw.get("trainer") == "counts" or forgets:
         return "none"
     if raw.get("exact") is True:
         return "belief"
@@ -241,8 +245,6 @@ def _state(raw: Mapping[str, Any]) -> str:
         return "distribution"
     if move.startswith(("sigmoid", "times")):
         return "positive"
-    if "no state" in text(raw.get("condition")).lower() or text(raw.get("name")).startswith("bigram"):
-        return "none"
     return "real"
 
 

@@ -108,7 +108,7 @@ def write(results: Mapping[str, Any], path: str | Path) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(results), encoding="utf-8", errors="replace")
+    path.write_text(render(results), encoding="utf-8")
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -154,7 +154,7 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def walk(rungs: Sequence[Rung]) -> list[Step]:
-    """The steps from the HMM to the LSTM, over the finished rungs of `WALK`; without a rung two steps are one."""
+    """The steps from the HMM to the LSTM, over the finished rungs of `WALK`; a rung left out joins two."""
     steps: list[Step] = []
     before, words = None, []
     for name, change in WALK.items():
@@ -171,8 +171,8 @@ def walk(rungs: Sequence[Rung]) -> list[Step]:
 def side_steps(rungs: Sequence[Rung]) -> list[Step]:
     """Every rung beside the walk, with its neighbour.
 
-    The neighbour is the rung's own `from` where the results name one, then that of `SIDE_STEPS`, then the first
-    rung above it that differs in one thing: a choice, the trainer or the width.
+    The neighbour is the rung's own `from` where the results name one, else that of `SIDE_STEPS`, else the
+    first rung above it that differs in one thing: a choice, the trainer or the width.
     """
     on_walk = _on_walk(rungs)
     steps = []
@@ -274,7 +274,7 @@ def _summary(rungs: Sequence[Rung], results: Mapping[str, Any]) -> str:
     )
     unfinished = [r for r in rungs if not r.finished]
     if not equal:
-        return ". ".join([*said, "None has finished yet."])
+        return ". ".join([*said, "No rung has finished yet."])
     best = min(equal, key=lambda r: r.test or math.inf)
     hmm, lstm = _named(rungs, "hmm"), _named(rungs, "lstm")
     top = f"<strong>{show_perplexity(best.test)}</strong>"
