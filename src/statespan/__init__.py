@@ -1,1 +1,28 @@
-"""Sequence models with a hidden state."""
+"""Every sequence model with a hidden state, from the HMM to the LSTM, in one vocabulary.
+
+Three parts make a model (how the state starts, how it moves, what it emits), a method infers, a kernel makes it fast;
+the verbs (log_prob, filter, smooth, decode, forecast, sample, impute, fit, stream) work on all.
+"""
+
+from statespan.answers import Forecast, Posterior
+from statespan.belief import Best, Discrete, Hidden, Particles, Point
+from statespan.belief import Gaussian as GaussianBelief
+from statespan.errors import StatespanError
+from statespan.families import hmm, linear_gaussian
+from statespan.files import load
+from statespan.fit import EM, SGD
+from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
+from statespan.kernels import recurrent as _recurrent_kernels  # noqa: F401
+from statespan.ladder.rungs import LADDER, elman, gru, jordan, ladder, lstm
+from statespan.method import Method, kernels, register, run, scan
+from statespan.methods import Forward, Kalman, MaxProduct, ParticleFilter, Recurrent, method_for
+from statespan.model import StateSpace
+from statespan.part import Part
+from statespan.parts.emissions import Categorical, Gaussian
+from statespan.parts.finite import Dense
+from statespan.parts.initial import NormalStart, Start
+from statespan.parts.linear import Linear
+from statespan.sequences import Sequences
+from statespan.tree import Shared, detach
+from statespan.verbs import Stream
+from statespan.version import __version__

@@ -1,0 +1,145 @@
+"""What the verbs return."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution
+
+from statespan.sequences import Layout
+
+
+class Posterior(NamedTuple):
+    """What is known of the hidden states of some sequences.
+
+    Args:
+        values: what the belief says, in the question's form: `probs` (N, T, K); or `mean` (N, T, D) and `covariance`
+            (N, T, D, D); or `samples` and `weights`; or `state`. Each is an attribute too.
+        log_prob: (N,) natural log-probability of the observed entries.
+        exact: whether the answer is exact.
+        belief: the belief at each sequence's own end, to carry on from; None for a smoothed posterior.
+    """
+
+    values: dict[str, Any]
+    log_prob: Tensor
+    exact: bool
+    belief: Any = None
+
+    def _value(self, name: str) -> Any:
+        if name not in self.values:
+            raise AttributeError(f"this posterior has no {name}; it has {', '.join(self.values)}")
+        return self.values[name]
+
+    @property
+    def probs(self) -> Any:
+        """State probabilities, (N, T, K)."""
+        return self._value("probs")
+
+    @property
+    def mean(self) -> Any:
+        """State means, (N, T, D)."""
+        return self._value("mean")
+
+    @property
+    def covariance(self) -> Any:
+        """State covariances, (N, T, D, D)."""
+        return self._value("covariance")
+
+    @property
+    def samples(self) -> Any:
+        """Particles, (N, T, P, D)."""
+        return self._value("samples")
+
+    @property
+    def weights(self) -> Any:
+        """Weights of the particles, (N, T, P)."""
+        return self._value("weights")
+
+    @property
+    def state(self) -> Any:
+        """A recurrent network's state, (N, T, D)."""
+        return self._value("state")
+
+    def frame(self) -> dict[str, Any]:
+        """Columns for a data frame, one row a step: sequence, step, and one column a state or dimension.
+
+        The result is a dictionary of equal-length lists; `pandas.DataFrame(posterior.frame())` makes it a frame.
+        """
+        name = next(n for n in ("probs", "mean", "state") if n in self.values)
+        value = self.values[name]
+        rows = value if isinstance(value, list) else list(value[None] if value.dim() == 2 else value)
+        columns: dict[str, list] = {"sequence": [], "step": []}
+        flat = torch.cat([torch.as_tensor(row).detach() for row in rows])
+        for i, row in enumerate(rows):
+            columns["sequence"] += [i] * len(row)
+            columns["step"] += list(range(len(row)))
+        return columns | {f"{name}_{k}": flat[:, k].tolist() for k in range(flat.shape[1])}
+
+    def plot(self, sequence: int = 0, axes: Any = None) -> Any:
+        """Draw one sequence's states over time; returns the matplotlib axes.
+
+        Args:
+            sequence: which one.
+            axes: matplotlib axes to draw on; None makes new ones.
+        """
+        from statespan.plots import plot_posterior
+
+        return plot_posterior(self, sequence, axes)
+
+
+class Forecast(NamedTuple):
+    """What comes next.
+
+    Args:
+        distribution: of y at each step ahead, batch shape (N, steps); exact unless `exact` is False.
+        samples: (S, N, steps, ...) sampled futures.
+        layout: how the question was put.
+        exact: whether `distribution` is exact; otherwise it is a mixture over the samples' states.
+    """
+
+    distribution: Distribution
+    draws: Tensor
+    layout: Layout
+    exact: bool
+
+    def _answer(self, x: Tensor) -> Tensor:
+        return x[0] if self.layout.single else x
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of y, (N, steps, D); for symbols ask `probs`."""
+        if isinstance(self.distribution, Categorical):
+            raise AttributeError("symbols have no mean; ask .probs")
+        return self._answer(self.distribution.mean)
+
+    @property
+    def probs(self) -> Tensor:
+        """Probability of each symbol, (N, steps, V)."""
+        if not isinstance(self.distribution, Categorical):
+            raise AttributeError("this forecast is of real values; ask .mean, .quantile(q) or .samples")
+        return self._answer(self.distribution.probs)
+
+    @property
+    def samples(self) -> Tensor:
+        """Sampled futures, (S, N, steps, ...)."""
+        return self.draws[:, 0] if self.layout.single else self.draws
+
+    def quantile(self, q: float | list[float]) -> Tensor:
+        """Quantiles of each coordinate, from the samples: (..., N, steps, D).
+
+        Args:
+            q: a probability, or several.
+        """
+        levels = torch.as_tensor(q, dtype=torch.float64)
+        return torch.quantile(self.samples.double(), levels, dim=0)
+
+    def plot(self, sequence: int = 0, axes: Any = None) -> Any:
+        """Draw the forecast as a fan (or, for symbols, as probabilities); returns the matplotlib axes.
+
+        Args:
+            sequence: which one.
+            axes: matplotlib axes to draw on; None makes new ones.
+        """
+        from statespan.plots import plot_forecast
+
+        return plot_forecast(self, sequence, axes)

@@ -1,0 +1,247 @@
+"""What is known of the hidden state: named tuples of tensors, batch in front (time before it once stacked).
+
+Every belief answers `state` (itself, or what it wraps), `fed` (what the last observation left behind for the
+next move, or None), `draw()` (a belief sure of one state, drawn from this one), `point()` (that state as a
+tensor) and `summary()` (what a user reads: probabilities, or a mean and covariance, or samples).
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from statespan.tree import Tree, tree_map
+
+
+@runtime_checkable
+class Belief(Protocol):
+    """The interface that every belief below has."""
+
+    @property
+    def state(self) -> Any: ...  # noqa: D102
+    @property
+    def fed(self) -> Tree: ...  # noqa: D102
+    def draw(self) -> Any: ...  # noqa: D102
+    def point(self) -> Tree: ...  # noqa: D102
+    def summary(self) -> dict[str, Tensor]: ...  # noqa: D102
+
+
+class Discrete(NamedTuple):
+    """A distribution over K states.
+
+    Args:
+        probs: (..., K), sums to one.
+    """
+
+    probs: Tensor
+
+    @property
+    def state(self) -> "Discrete":
+        """Itself."""
+        return self
+
+    @property
+    def fed(self) -> None:
+        """Nothing."""
+        return None
+
+    def draw(self) -> "Discrete":
+        """One-hot at a state drawn from `probs`."""
+        probs = self.probs
+        z = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1).view(probs.shape[:-1])
+        return Discrete(torch.nn.functional.one_hot(z, probs.shape[-1]).to(probs.dtype))
+
+    def point(self) -> Tensor:
+        """The most probable state, (...) integers; ties go to the lower one."""
+        return self.probs.argmax(-1)
+
+    def summary(self) -> dict[str, Tensor]:
+        """`probs`."""
+        return {"probs": self.probs}
+
+
+class Gaussian(NamedTuple):
+    """A normal distribution; its covariance is scale scale', so it cannot lose positive semi-definiteness.
+
+    Args:
+        mean: (..., D).
+        scale: (..., D, D), lower triangular, may be singular.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @property
+    def state(self) -> "Gaussian":
+        """Itself."""
+        return self
+
+    @property
+    def fed(self) -> None:
+        """Nothing."""
+        return None
+
+    def draw(self) -> "Gaussian":
+        """A belief without spread at a draw from this one."""
+        noise = torch.randn_like(self.mean)[..., None]
+        return Gaussian(self.mean + (self.scale @ noise)[..., 0], torch.zeros_like(self.scale))
+
+    def point(self) -> Tensor:
+        """The mean, (..., D)."""
+        return self.mean
+
+    def summary(self) -> dict[str, Tensor]:
+        """`mean` and `covariance`."""
+        return {"mean": self.mean, "covariance": self.scale @ self.scale.mT}
+
+
+class Particles(NamedTuple):
+    """A weighted cloud of N states.
+
+    Args:
+        z: (..., N) or (..., N, D), the particles.
+        log_weights: (..., N), normalised: their exponentials sum to one.
+        ancestors: (..., N) integers, which particle of the step before each came from.
+    """
+
+    z: Tensor
+    log_weights: Tensor
+    ancestors: Tensor
+
+    @property
+    def state(self) -> "Particles":
+        """Itself."""
+        return self
+
+    @property
+    def fed(self) -> None:
+        """Nothing."""
+        return None
+
+    def draw(self) -> "Particles":
+        """The same cloud with all its weight on one particle, drawn by weight."""
+        n = self.log_weights.shape[-1]
+        chosen = torch.multinomial(self.log_weights.exp().reshape(-1, n), 1).view(self.log_weights.shape[:-1])
+        weights = torch.nn.functional.one_hot(chosen, n).to(self.log_weights.dtype)
+        return self._replace(log_weights=weights.log())
+
+    def point(self) -> Tensor:
+        """The heaviest particle, (...) or (..., D)."""
+        rank = self.z.dim() - self.log_weights.dim()
+        best = self.log_weights.argmax(-1, keepdim=True).view(*self.log_weights.shape[:-1], 1, *[1] * rank)
+        at = self.log_weights.dim() - 1
+        return self.z.gather(at, best.expand(*best.shape[: at + 1], *self.z.shape[at + 1 :])).squeeze(at)
+
+    def summary(self) -> dict[str, Tensor]:
+        """`samples` (..., N, D), `weights` (..., N), and their `mean` and `covariance` for vectors."""
+        weights = self.log_weights.exp()
+        if self.z.dim() == weights.dim():
+            return {"samples": self.z, "weights": weights}
+        mean = (weights[..., None] * self.z).sum(-2)
+        centred = self.z - mean[..., None, :]
+        covariance = (weights[..., None] * centred).mT @ centred
+        return {"samples": self.z, "weights": weights, "mean": mean, "covariance": covariance}
+
+
+class Point(NamedTuple):
+    """A state known exactly: the hidden vector of a recurrent network, or a tuple of them.
+
+    Args:
+        value: a tensor (..., D) or a tuple of such (an LSTM's h and c).
+    """
+
+    value: Tree
+
+    @property
+    def state(self) -> "Point":
+        """Itself."""
+        return self
+
+    @property
+    def fed(self) -> None:
+        """Nothing."""
+        return None
+
+    def draw(self) -> "Point":
+        """Itself: there is nothing to draw."""
+        return self
+
+    def point(self) -> Tree:
+        """The state."""
+        return self.value
+
+    def summary(self) -> dict[str, Tensor]:
+        """`state`: the vector the network puts out (an LSTM's h)."""
+        value = self.value
+        while isinstance(value, tuple):
+            value = value[0]
+        return {"state": value}
+
+
+class Hidden(NamedTuple):
+    """A belief about the state together with what the last observation left behind for the next move.
+
+    Args:
+        state: the belief about the state.
+        fed: a tree; for a language model what the last word feeds (an embedding, its projection).
+    """
+
+    state: Any
+    fed: Tree
+
+    def draw(self) -> "Hidden":
+        """Draw the state, keep what was fed."""
+        return Hidden(self.state.draw(), self.fed)
+
+    def point(self) -> Tree:
+        """The state's point."""
+        return self.state.point()
+
+    def summary(self) -> dict[str, Tensor]:
+        """The state's summary."""
+        return self.state.summary()
+
+
+class Best(NamedTuple):
+    """The k best paths into each state, for max-product.
+
+    Args:
+        score: (..., K, k) log-probability of each path, best first.
+        back: (..., K, k) integers: previous state times k plus the rank of the path it extends.
+    """
+
+    score: Tensor
+    back: Tensor
+
+    @property
+    def state(self) -> "Best":
+        """Itself."""
+        return self
+
+    @property
+    def fed(self) -> None:
+        """Nothing."""
+        return None
+
+    def draw(self) -> "Best":
+        """Itself: a maximum is not drawn from."""
+        return self
+
+    def point(self) -> Tensor:
+        """The state where the best path ends."""
+        return self.score[..., 0].argmax(-1)
+
+    def summary(self) -> dict[str, Tensor]:
+        """`score`."""
+        return {"score": self.score}
+
+
+def with_fed(state: Any, fed: Tree) -> Any:
+    """`Hidden(state, fed)`, or the bare state when nothing was fed."""
+    return state if fed is None else Hidden(state, fed)
+
+
+def select(tree: Tree, index: Tensor) -> Tree:
+    """Of a stacked tree (T, B, ...) take row `index[b]` for each b: (B, ...)."""
+    batch = torch.arange(len(index), device=index.device)
+    return tree_map(lambda x: x[index, batch], tree)

@@ -1,0 +1,87 @@
+"""Gradient descent on the negative log-likelihood."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from statespan.errors import StatespanError
+from statespan.fit.em import _observations, _take
+from statespan.fit.fitting import Fitter, total
+from statespan.method import run
+from statespan.methods import method_for
+from statespan.sequences import Sequences
+
+
+class SGD(Fitter):
+    r"""Minimise -log p(y) / observations with one of torch's optimisers; the gradient is exact inference.
+
+    Args:
+        epochs: passes over the sequences.
+        learning_rate: the step.
+        optimizer: a torch optimiser class.
+        batch: sequences a step; None takes all.
+        clip: largest norm of the gradient; None does not clip.
+        weight_decay: passed to the optimiser.
+        options: more keyword arguments of the optimiser.
+
+    Source:
+        Buys, Bisk and Choi, section 2.2: "we only implement the forward algorithm".
+
+    Example:
+        >>> import statespan as ss
+        >>> sgd = ss.SGD(epochs=20, learning_rate=0.1)
+        >>> _ = ss.hmm(states=2, emission=ss.Categorical(3), seed=0).fit([0, 1, 2, 0], by=sgd)
+        >>> sgd.history[-1] > sgd.history[0]
+        True
+    """
+
+    def __init__(
+        self,
+        epochs: int = 100,
+        learning_rate: float = 0.01,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+        batch: int | None = None,
+        clip: float | None = None,
+        weight_decay: float = 0.0,
+        options: dict[str, Any] | None = None,
+    ):
+        if epochs < 1:
+            raise StatespanError(f"SGD(epochs={epochs}): use at least one")
+        self.epochs, self.learning_rate, self.optimizer, self.batch = epochs, learning_rate, optimizer, batch
+        self.clip, self.weight_decay, self.options = clip, weight_decay, options or {}
+        self.history: list[float] = []
+
+    def __call__(self, model: Any, data: Sequences, start: bool = False) -> float:
+        """Fit in place; the log-likelihood of the last pass."""
+        method = method_for(model)
+        if start and hasattr(model.emission, "begin"):
+            model.emission.begin(data.y, data.present)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimiser = self.optimizer(
+            parameters, lr=self.learning_rate, weight_decay=self.weight_decay, **self.options
+        )
+        count = data.shape[1]
+        size = count if self.batch is None else min(self.batch, count)
+        self.history = []
+        model.train()
+        for epoch in range(self.epochs):
+            likelihood = 0.0
+            for index in torch.randperm(count).split(size):
+                part = data if size == count else _take(data, index)
+                log_prob = run(model, method, part).log_prob
+                assert log_prob is not None
+                value = total(log_prob)
+                optimiser.zero_grad()
+                (-value / max(_observations(part), 1)).backward()
+                if self.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+                if not bool(value.isfinite()):
+                    raise StatespanError(
+                        f"SGD: the log-likelihood became {float(value)} in epoch {epoch}; lower the learning rate"
+                    )
+                optimiser.step()
+                likelihood += float(value.detach())
+            self.history.append(likelihood)
+        model.eval()
+        return self.history[-1]

@@ -1,0 +1,1 @@
+"""Whole-sequence replacements of the scan, and the operations under them."""

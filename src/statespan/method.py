@@ -1,0 +1,330 @@
+"""A method turns a belief about z_{t-1} into one about z_t; one scan runs them all, and kernels replace it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from statespan.belief import select
+from statespan.errors import StatespanError
+from statespan.tree import Tree, stack, tree_map, unstack
+
+if TYPE_CHECKING:
+    from statespan.model import StateSpace
+    from statespan.sequences import Sequences
+
+
+class Step(NamedTuple):
+    """One step of the recursion: p(z_t | y_<t), p(z_t | y_<=t) and log p(y_t | y_<t) (B,), or None if scored in bulk."""
+
+    predicted: Any
+    filtered: Any
+    log_prob: Tensor | None
+
+
+class Prepared(NamedTuple):
+    """All the work that needs no belief, for all t at once.
+
+    Args:
+        moves: what acts on the move into t; depends on the inputs u alone.
+        likelihoods: what y_t says of z_t, and what y_t feeds to the next move.
+        lengths: (B,) integers, or None where every sequence fills the whole window.
+    """
+
+    moves: Tree
+    likelihoods: Tree
+    lengths: Tensor | None
+
+
+class Trace(NamedTuple):
+    """What a run kept: beliefs stacked (T, B, ...), the belief at each sequence's own end, log_prob (T, B)."""
+
+    predicted: Any = None
+    filtered: Any = None
+    last: Any = None
+    log_prob: Tensor | None = None
+
+
+class Method(ABC):
+    """An inference method. Final classes below `methods/` implement it; each acts, none is configuration.
+
+    `accepts` names the interface it needs of each part: (initial, transition, emission).
+    `scores_from` names the fields of `Trace` that `score` reads.
+    """
+
+    accepts: ClassVar[tuple[type, type, type]]
+    scores_from: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def constants(self, model: "StateSpace") -> Tree:
+        """Work on parameters alone (the softmax of a table): once a stream, a sampler, an evaluation."""
+
+    @abstractmethod
+    def prepare(self, model: "StateSpace", constants: Tree, data: "Sequences") -> tuple[Tree, Tree]:
+        """`moves, likelihoods`: all work that needs no belief, for all t at once."""
+
+    @abstractmethod
+    def init(self, model: "StateSpace", move: Tree, batch: int) -> Any:
+        """p(z_1 | u_1)."""
+
+    @abstractmethod
+    def predict(self, model: "StateSpace", belief: Any, move: Tree) -> Any:
+        """p(z_t | y_<t) from p(z_{t-1} | y_<t)."""
+
+    @abstractmethod
+    def update(self, model: "StateSpace", belief: Any, likelihood: Tree) -> tuple[Any, Tensor | None]:
+        """p(z_t | y_<=t) and log p(y_t | y_<t) (B,), or None when `score` gives it in bulk."""
+
+    @abstractmethod
+    def smooth(self, model: "StateSpace", prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
+        """p(z_t | y_1..y_T), stacked (T, B, ...)."""
+
+    @abstractmethod
+    def emit(self, model: "StateSpace", constants: Tree, belief: Any, u: Tree) -> Any:
+        """The distribution of y_t under a belief about z_t: exact if it can be had, else of a drawn state."""
+
+    @abstractmethod
+    def fill(self, model: "StateSpace", constants: Tree, data: "Sequences") -> Tensor:
+        """The posterior mean or mode of every observation, (T, B, ...)."""
+
+    @abstractmethod
+    def decode(
+        self, model: "StateSpace", constants: Tree, data: "Sequences", k: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The k likeliest paths (T, B, k, ...) and their joint log-probabilities (B, k), where the method has them."""
+
+    @abstractmethod
+    def exact(self, model: "StateSpace") -> bool:
+        """Whether this method's answers are exact for this model, gaps and forecasts included."""
+
+    def step(self, model: "StateSpace", belief: Any, move: Tree, likelihood: Tree, batch: int) -> Step:
+        """Predict, then update; a look-ahead method replaces the pair."""
+        predicted = self.init(model, move, batch) if belief is None else self.predict(model, belief, move)
+        return Step(predicted, *self.update(model, predicted, likelihood))
+
+    def score(self, model: "StateSpace", constants: Tree, trace: Trace, data: "Sequences") -> Tensor:
+        """Log p(y_t | y_<t), (T, B) float64: what `update` gave, or in bulk where it gave None."""
+        assert trace.log_prob is not None
+        return trace.log_prob
+
+    def draw(self, belief: Any) -> Any:
+        """A belief sure of one state, drawn from `belief`; a deterministic state is its own draw."""
+        return belief.draw()
+
+    def backward(self, model: "StateSpace", belief: Any, move: Tree, later: Any) -> Any:
+        """From the filtered belief about z_t and any belief about z_{t+1} (smoothed, or one drawn state) to z_t's."""
+        raise StatespanError(f"{type(self).__name__} has no backward pass; it draws no posterior paths")
+
+
+def lacks(method: type[Method], model: "StateSpace") -> list[str]:
+    """What the parts of `model` lack for `method`, in words; empty when it accepts them."""
+    parts = zip(("initial", "transition", "emission"), method.accepts, strict=True)
+    return [
+        f"its {name} {type(getattr(model, name)).__name__} is no {need.__name__}"
+        for name, need in parts
+        if not isinstance(getattr(model, name), need)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- kernels
+
+
+class Kernel(NamedTuple):
+    """A whole-sequence replacement of the scan: its function, what of `Trace` it can keep, where it runs."""
+
+    run: Callable[..., Trace | None]
+    keeps: frozenset[str]
+    devices: frozenset[str]
+
+
+_KERNELS: dict[tuple[type, type], Kernel] = {}
+
+
+def register(
+    method: type[Method], operator: type, keeps: Collection[str], devices: Collection[str] = ("cpu",)
+) -> Callable:
+    """Register a kernel for a method and a transition's `operator` type; the most specific pair wins.
+
+    The function gets (model, method, prepared, T, B, belief, keep) and returns a `Trace` of the same numbers and
+    gradients as the scan, or None to decline a case it does not cover.
+
+    Args:
+        method: the method's class.
+        operator: the class of `transition.operator` (a transition that has none is its own operator).
+        keeps: the fields of `Trace` it can give; where more is asked for, the scan runs.
+        devices: device types it runs on.
+    """
+
+    def add(function: Callable) -> Callable:
+        _KERNELS[method, operator] = Kernel(function, frozenset(keeps), frozenset(devices))
+        return function
+
+    return add
+
+
+def kernels() -> dict[tuple[type, type], Kernel]:
+    """Every registered kernel by (method, operator)."""
+    return dict(_KERNELS)
+
+
+def find_kernel(model: "StateSpace", method: Method) -> Kernel | None:
+    """The most specific kernel registered for this method and this transition's operator, if any."""
+    operator = type(getattr(model.transition, "operator", model.transition))
+    for base in operator.__mro__:
+        if (type(method), base) in _KERNELS:
+            return _KERNELS[type(method), base]
+    return None
+
+
+# ------------------------------------------------------------------------------------------------- scan
+
+
+def alias(tree: Tree) -> Tree:
+    """A view of every tensor, so that a gradient at the seam between two steps has one meaning."""
+    return tree_map(lambda x: x.view_as(x), tree)
+
+
+def scan(
+    model: "StateSpace", method: Method, prepared: Prepared, length: int, batch: int, belief: Any = None
+) -> Iterator[Step]:
+    """Run the recursion, one `Step` at a time; the caller decides what is kept.
+
+    Args:
+        model: the state space.
+        method: the method.
+        prepared: what `method.prepare` returned.
+        length: T.
+        batch: B.
+        belief: the belief carried in, about the step before the first; None starts from the initial part.
+    """
+    moves, likelihoods = unstack(prepared.moves, length), unstack(prepared.likelihoods, length)
+    for move, likelihood in zip(moves, likelihoods, strict=True):
+        step = method.step(model, belief, move, likelihood, batch)
+        step = step._replace(filtered=alias(step.filtered))
+        belief = step.filtered
+        yield step
+
+
+def run(
+    model: "StateSpace",
+    method: Method,
+    data: "Sequences",
+    belief: Any = None,
+    keep: Collection[str] = ("log_prob",),
+    constants: Tree = None,
+    prepared: Prepared | None = None,
+    kernel: bool = True,
+) -> Trace:
+    """Filter a window of sequences by the fastest way registered for it.
+
+    Args:
+        model: the state space.
+        method: the method.
+        data: the sequences.
+        belief: the belief carried in; None starts from the initial part.
+        keep: which fields of `Trace` to keep: predicted, filtered, last, log_prob.
+        constants: what `method.constants` returned, when it is used again and again.
+        prepared: what `prepare` returned, when the caller needs its leaves (for gradients).
+        kernel: False forces the scan.
+
+    Returns:
+        A `Trace` with the fields asked for; log_prob is (T, B) float64, zero past each sequence's end.
+    """
+    length, batch = data.shape
+    if constants is None and prepared is None:
+        constants = method.constants(model)
+    if prepared is None:
+        prepared = prepare(model, method, data, constants)
+    need = frozenset(keep)
+    if "log_prob" in need:
+        need = need | method.scores_from
+    trace = None
+    found = find_kernel(model, method) if kernel else None
+    if found and need <= found.keeps | method.scores_from and data.device.type in found.devices:
+        trace = found.run(model, method, prepared, length, batch, belief, need)
+    if trace is None:
+        trace = _run_scan(model, method, prepared, length, batch, belief, need)
+    if "log_prob" in keep:
+        log_prob = method.score(model, constants, trace, data)
+        if data.lengths is not None:
+            log_prob = torch.where(data.within, log_prob, 0.0)
+        trace = trace._replace(log_prob=log_prob)
+    return trace
+
+
+def prepare(model: "StateSpace", method: Method, data: "Sequences", constants: Tree = None) -> Prepared:
+    """`method.prepare` with the lengths beside it."""
+    constants = method.constants(model) if constants is None else constants
+    return Prepared(*method.prepare(model, constants, data), data.lengths)
+
+
+def _run_scan(
+    model: "StateSpace",
+    method: Method,
+    prepared: Prepared,
+    length: int,
+    batch: int,
+    belief: Any,
+    need: frozenset[str],
+) -> Trace:
+    """The scan, keeping what was asked for."""
+    predicted, filtered, log_prob = [], [], []
+    ends_differ = prepared.lengths is not None and "last" in need
+    for step in scan(model, method, prepared, length, batch, belief):
+        belief = step.filtered
+        if "predicted" in need:
+            predicted.append(step.predicted)
+        if "filtered" in need or ends_differ:
+            filtered.append(step.filtered)
+        if "log_prob" in need:
+            log_prob.append(step.log_prob)
+    kept = stack(filtered) if filtered else None
+    if prepared.lengths is not None and kept is not None:
+        last = select(kept, prepared.lengths - 1)
+    else:
+        last = belief
+    return Trace(
+        predicted=stack(predicted) if predicted else None,
+        filtered=kept if "filtered" in need else None,
+        last=last if "last" in need else None,
+        log_prob=torch.stack(log_prob) if log_prob and log_prob[0] is not None else None,
+    )
+
+
+def smooth_backward(
+    model: "StateSpace", method: Method, prepared: Prepared, belief: Any, shape: tuple[int, int]
+) -> Any:
+    """Smooth by `method.backward`: filter forwards, then one short loop backwards.
+
+    At each sequence's own last step the smoothed belief is the filtered one.
+    """
+    return stack(list(walk_back(model, method, prepared, belief, shape, lambda later: later))[::-1])
+
+
+def walk_back(
+    model: "StateSpace",
+    method: Method,
+    prepared: Prepared,
+    belief: Any,
+    shape: tuple[int, int],
+    choose: Callable[[Any], Any],
+) -> Iterator[Any]:
+    """Yield beliefs about z_T, ..., z_1 given everything; `choose` may replace each (by a draw, for sampled paths)."""
+    length, batch = shape
+    filtered = [step.filtered for step in scan(model, method, prepared, length, batch, belief)]
+    moves = unstack(prepared.moves, length)
+    later = choose(filtered[-1])
+    yield later
+    for t in range(length - 2, -1, -1):
+        earlier = method.backward(model, filtered[t], moves[t + 1], later)
+        if prepared.lengths is not None:
+            inside = prepared.lengths - 1 > t
+            earlier = tree_map(
+                lambda a, b, inside=inside: torch.where(inside.view(-1, *[1] * (a.dim() - 1)), a, b),
+                earlier,
+                filtered[t],
+            )
+        later = choose(earlier)
+        yield later

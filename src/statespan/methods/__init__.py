@@ -1,0 +1,50 @@
+"""The methods, and which one a model gets when none is named."""
+
+from typing import TYPE_CHECKING
+
+from statespan.errors import StatespanError
+from statespan.method import Method, lacks
+from statespan.methods.forward import Forward
+from statespan.methods.kalman import Kalman
+from statespan.methods.max_product import MaxProduct
+from statespan.methods.particle import ParticleFilter
+from statespan.methods.recurrent import Recurrent
+
+if TYPE_CHECKING:
+    from statespan.model import StateSpace
+
+DEFAULTS: tuple[type[Method], ...] = (Forward, Kalman, Recurrent, ParticleFilter)
+"""The order of choice: finite, linear Gaussian, cell, particles."""
+
+
+def method_for(model: "StateSpace") -> Method:
+    """The first method of `DEFAULTS` that accepts the model's parts.
+
+    Raises:
+        StatespanError: none does; the message lists what each lacks.
+    """
+    for method in DEFAULTS:
+        if not lacks(method, model):
+            return method()
+    reasons = "; ".join(f"{method.__name__}: {', '.join(lacks(method, model))}" for method in DEFAULTS)
+    raise StatespanError(f"no method accepts these parts ({reasons})")
+
+
+def check(method: Method, model: "StateSpace") -> Method:
+    """The method, if it accepts the model's parts."""
+    missing = lacks(type(method), model)
+    if missing:
+        raise StatespanError(f"{type(method).__name__} does not accept this model: {', '.join(missing)}")
+    return method
+
+
+__all__ = [
+    "DEFAULTS",
+    "Forward",
+    "Kalman",
+    "MaxProduct",
+    "ParticleFilter",
+    "Recurrent",
+    "check",
+    "method_for",
+]

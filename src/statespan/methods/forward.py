@@ -1,0 +1,166 @@
+"""Exact filtering and smoothing for finite states."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from statespan.belief import Discrete, with_fed
+from statespan.method import Method, Prepared, run
+from statespan.methods.finite import ACCEPTS, Constants, Likelihood, Moves, finite_constants, finite_prepare
+from statespan.methods.max_product import MaxProduct
+from statespan.sequences import Sequences
+from statespan.tree import Shared, Tree, leaves, replace_leaves, tree_map
+
+
+class Forward(Method):
+    r"""The forward algorithm with scaled probabilities; smoothing by its gradient.
+
+    predict: c_t = A' s_{t-1};  update: s_t = e_t c_t / x_t with x_t = e_t' c_t = p(y_t | y_<t).
+    The smoothed state is likelihood times gradient of log p, and expected counts are table times gradient: the
+    backward pass is back-propagation (Eisner 2016).
+
+    Source:
+        Rabiner 1989, section V.A (scaling); Buys, Bisk and Choi, equations 10 to 13.
+    """
+
+    accepts = ACCEPTS
+
+    def exact(self, model: Any) -> bool:
+        """Always."""
+        return True
+
+    def constants(self, model: Any) -> Constants:
+        """Stochastic tables from logits."""
+        return finite_constants(model)
+
+    def prepare(self, model: Any, constants: Constants, data: Sequences) -> tuple[Moves, Likelihood]:
+        """Tables, and the likelihood of every step."""
+        return finite_prepare(model, constants, data)
+
+    def init(self, model: Any, move: Moves, batch: int) -> Discrete:
+        """The initial distribution."""
+        probs: Any = move.initial
+        return Discrete(probs.expand(batch, -1))
+
+    def predict(self, model: Any, belief: Any, move: Moves) -> Discrete:
+        """P A; after a missing symbol, p times the averaged table."""
+        probs, fed = belief.state.probs, belief.fed
+        if fed is None:
+            return Discrete(model.transition.push(probs, move.tables, None))
+        moved = model.transition.push(probs, move.tables, fed.value)
+        if fed.observed is not None and not bool(fed.observed.all()):
+            average: Any = move.average
+            moved = torch.where(fed.observed[:, None], moved, probs @ average.value)
+        return Discrete(moved)
+
+    def update(self, model: Any, belief: Discrete, likelihood: Likelihood) -> tuple[Any, Tensor]:
+        """Bayes' rule; an impossible observation gives minus infinity and a belief of zeros, never a NaN."""
+        joint = belief.probs * likelihood.value
+        total = joint.sum(-1)
+        possible = total > 0
+        scale = torch.where(possible, total, 1.0)
+        log_prob = torch.where(possible, scale.log().double(), -torch.inf) + likelihood.log_scale
+        return with_fed(Discrete(joint / scale[:, None]), likelihood.fed), log_prob
+
+    def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Discrete:
+        """Likelihood times the gradient of log p: exact, through the scan or any kernel."""
+        posterior, _, _ = expectations(model, self, prepared, belief, shape)
+        return Discrete(posterior)
+
+    def backward(self, model: Any, belief: Any, move: Moves, later: Any) -> Any:
+        """s_t times A (later / predicted): smoothed, or p(z_t | z_{t+1}, y_<=t) when `later` is one-hot."""
+        predicted = self.predict(model, belief, move).probs
+        ratio = torch.where(predicted > 0, later.state.probs / predicted.clamp_min(1e-300), 0.0)
+        fed = belief.fed
+        pulled = model.transition.pull(ratio, move.tables, None if fed is None else fed.value)
+        if fed is not None and fed.observed is not None:
+            average: Any = move.average
+            pulled = torch.where(fed.observed[:, None], pulled, ratio @ average.value.mT)
+        probs = belief.state.probs * pulled
+        total = probs.sum(-1, keepdim=True)
+        return with_fed(Discrete(probs / torch.where(total > 0, total, 1.0)), fed)
+
+    def emit(self, model: Any, constants: Constants, belief: Any, u: Tree) -> Distribution:
+        """The mixture of the states' emissions: exact."""
+        return model.emission.mixture(belief.state.probs, u, constants.emission)
+
+    def decode(self, model: Any, constants: Constants, data: Sequences, k: int) -> tuple[Tensor, Tensor]:
+        """By max-product."""
+        return MaxProduct(k).decode(model, constants, data, k)
+
+    def fill(self, model: Any, constants: Constants, data: Sequences) -> Tensor:
+        """The emission's mean or mode under the smoothed states; for an autoregressive move, the best symbol in place.
+
+        There a symbol moves the state too, so each candidate is tried in the gap: p(y_t = v | rest) is proportional
+        to p(rest, y_t = v), with the other gaps summed out.
+        """
+        if model.transition.autoregressive:
+            return _fill_by_trial(model, self, constants, data)
+        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
+        posterior = self.smooth(model, prepared, None, data.shape).probs
+        return model.emission.fill(data.y, data.present, posterior)
+
+
+def _fill_by_trial(model: Any, method: "Forward", constants: Constants, data: Sequences) -> Tensor:
+    """Try every symbol in every gap, all of a gap's candidates as one batch."""
+    assert data.observed is not None
+    symbols = model.emission.event.symbols
+    filled = data.y.clone()
+    gaps = (~data.observed & data.within).nonzero()
+    for t, b in gaps.tolist():
+        y = data.y[:, b : b + 1].expand(-1, symbols).clone()
+        y[t] = torch.arange(symbols, device=y.device)
+        observed = data.observed[:, b : b + 1].expand(-1, symbols).clone()
+        observed[t] = True
+        lengths = None if data.lengths is None else data.lengths[b : b + 1].expand(symbols)
+        log_prob = run(
+            model, method, Sequences(y, None, observed, lengths), None, constants=constants
+        ).log_prob
+        assert log_prob is not None
+        filled[t, b] = log_prob.sum(0).argmax()
+    return filled
+
+
+def expectations(
+    model: Any, method: Forward, prepared: Prepared, belief: Any, shape: tuple[int, int]
+) -> tuple[Tensor, Tree, Tensor]:
+    r"""The E-step, by one backward pass.
+
+    Posterior p(z_t | y) = likelihood x d log p / d likelihood; expected counts of moves = table x d log p / d table.
+
+    Args:
+        model: a finite state space.
+        method: Forward.
+        prepared: what `prepare` returned.
+        belief: the belief carried in, or None.
+        shape: (T, B).
+
+    Returns:
+        The posterior (T, B, K), zero past each sequence's end; the expected counts, a tree like the tables;
+        log p (T, B).
+
+    Source:
+        Eisner, "Inside-outside and forward-backward algorithms are just backprop", 2016.
+    """
+    likelihood = prepared.likelihoods
+    value = likelihood.value.detach().requires_grad_()
+    tables = leaves(prepared.moves.tables)
+    free = [x.detach().requires_grad_() for x in tables]
+    moves = prepared.moves._replace(tables=replace_leaves(prepared.moves.tables, free))
+    moves = moves._replace(initial=Shared(prepared.moves.initial.value.detach()))
+    fed = tree_map(lambda x: x.detach(), likelihood.fed)
+    again = Prepared(moves, likelihood._replace(value=value, fed=fed), prepared.lengths)
+    data = Sequences(
+        observed=torch.ones(shape, dtype=torch.bool, device=value.device), lengths=prepared.lengths
+    )
+    with torch.enable_grad():
+        log_prob = run(model, method, data, belief, ("log_prob",), prepared=again).log_prob
+        assert log_prob is not None
+        possible = log_prob.isfinite()
+        total = torch.where(possible, log_prob, 0.0).sum()
+        gradients = torch.autograd.grad(total, [value, *free], allow_unused=True, materialize_grads=True)
+    posterior = value.detach() * gradients[0]
+    counts = [x.detach() * g for x, g in zip(free, gradients[1:], strict=True)]
+    return posterior, replace_leaves(prepared.moves.tables, counts), log_prob.detach()

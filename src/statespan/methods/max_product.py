@@ -1,0 +1,124 @@
+"""Likeliest state paths."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from statespan.belief import Best, with_fed
+from statespan.errors import StatespanError
+from statespan.method import Method, Prepared, run
+from statespan.methods.finite import ACCEPTS, Constants, Likelihood, Moves, finite_constants, finite_prepare
+from statespan.sequences import Sequences
+from statespan.tree import Tree
+
+
+class MaxProduct(Method):
+    r"""The Viterbi algorithm, and its k best paths: maxima in place of the forward algorithm's sums.
+
+    score_t(j) = max over i of score_{t-1}(i) + log A[i, j], then + log p(y_t | j). Ties go to the lower state.
+
+    Args:
+        k: how many paths to keep into each state.
+
+    Source:
+        Viterbi 1967; Rabiner 1989, section III.B; the k best: Seshadri and Sundberg 1994, the list Viterbi algorithm.
+    """
+
+    accepts = ACCEPTS
+
+    def __init__(self, k: int = 1):
+        if k < 1:
+            raise StatespanError(f"k={k}: ask for at least one path")
+        self.k = k
+
+    def exact(self, model: Any) -> bool:
+        """Always."""
+        return True
+
+    def constants(self, model: Any) -> Constants:
+        """Stochastic tables from logits."""
+        return finite_constants(model)
+
+    def prepare(self, model: Any, constants: Constants, data: Sequences) -> tuple[Moves, Likelihood]:
+        """Tables, and the likelihood of every step."""
+        return finite_prepare(model, constants, data)
+
+    def init(self, model: Any, move: Moves, batch: int) -> Best:
+        """Log initial probabilities; ranks below the first are impossible."""
+        initial: Any = move.initial
+        score = initial.log().expand(batch, -1)
+        rest = score.new_full((*score.shape, self.k - 1), -torch.inf)
+        return Best(
+            torch.cat([score[..., None], rest], -1), torch.zeros(*score.shape, self.k, dtype=torch.long)
+        )
+
+    def predict(self, model: Any, belief: Any, move: Moves) -> Best:
+        """The k best ways into each state."""
+        score, fed = belief.state.score, belief.fed
+        table = model.transition.dense(move.tables, None if fed is None else fed.value)
+        if fed is not None and fed.observed is not None and not bool(fed.observed.all()):
+            average: Any = move.average
+            table = torch.where(fed.observed[:, None, None], table, average.value)
+        table = table.log()
+        ways = score[:, :, :, None] + (table if table.dim() == 3 else table[None])[:, :, None, :]
+        ways = ways.flatten(1, 2)
+        if self.k == 1:
+            back = ways.argmax(1, keepdim=True)
+            return Best(ways.gather(1, back).mT, back.mT)
+        best, back = ways.sort(dim=1, descending=True, stable=True)
+        return Best(best[:, : self.k].mT, back[:, : self.k].mT)
+
+    def update(self, model: Any, belief: Best, likelihood: Likelihood) -> tuple[Any, Tensor | None]:
+        """Add the log-likelihood."""
+        log = likelihood.value.log() + likelihood.log_scale[:, None].to(likelihood.value.dtype)
+        return with_fed(Best(belief.score + log[..., None], belief.back), likelihood.fed), None
+
+    def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
+        """Refused: max-product finds paths; ask `decode`."""
+        raise StatespanError("MaxProduct finds paths; call decode, or smooth without method=")
+
+    def emit(self, model: Any, constants: Constants, belief: Any, u: Tree) -> Any:
+        """Refused: max-product finds paths."""
+        raise StatespanError("MaxProduct finds paths; call forecast without method=")
+
+    def score(self, model: Any, constants: Any, trace: Any, data: Sequences) -> Tensor:
+        """Refused: a path's score is not the probability of the data."""
+        raise StatespanError("MaxProduct scores paths; call decode(k=...), or log_prob without method=")
+
+    def fill(self, model: Any, constants: Any, data: Sequences) -> Tensor:
+        """Refused: max-product finds paths."""
+        raise StatespanError("MaxProduct finds paths; call impute without method=")
+
+    def decode(self, model: Any, constants: Constants, data: Sequences, k: int) -> tuple[Tensor, Tensor]:
+        """The k best paths of each sequence.
+
+        Args:
+            model: a finite state space.
+            constants: what `constants` returned.
+            data: the sequences.
+            k: how many paths.
+
+        Returns:
+            Paths (T, B, k), -1 past each end, and their joint log-probabilities (B, k), best first.
+        """
+        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
+        best = run(model, self, data, None, ("filtered",), constants, prepared).filtered.state
+        return trace_back(best, prepared.lengths, self.k)
+
+
+def trace_back(best: Best, lengths: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """Follow the back-pointers (T, B, K, k) from each sequence's own end."""
+    length, batch = best.score.shape[:2]
+    device = best.score.device
+    ends = torch.full((batch,), length, device=device) if lengths is None else lengths
+    flat = best.score[ends - 1, torch.arange(batch, device=device)].flatten(1)  # (B, K k)
+    order = flat.sort(dim=1, descending=True, stable=True)
+    score, at = order.values[:, :k], order.indices[:, :k]
+    path = torch.full((length, batch, k), -1, device=device)
+    for t in range(length - 1, -1, -1):
+        inside = (t < ends)[:, None]
+        path[t] = torch.where(inside, at // k, -1)
+        if t > 0:
+            at = torch.where(inside, best.back[t].flatten(1).gather(1, at), at)
+    return path, score

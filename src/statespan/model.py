@@ -1,0 +1,285 @@
+"""A state space: three parts, and the verbs as its methods."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from statespan import verbs
+from statespan.answers import Forecast, Posterior
+from statespan.method import Method
+from statespan.part import Part
+from statespan.tree import Tree
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from statespan.fit import Fitter
+
+
+class StateSpace(Part):
+    r"""p(y) = sum over z of p(z_1) product over t of p(z_t | z_{t-1}, u_t) p(y_t | z_t, u_t).
+
+    Three parts make a model: how the state starts, how it moves, what it emits. A state space knows nothing of
+    inference; each verb below picks a method that accepts the parts, and `method=` overrides the choice.
+
+    `y` may be one sequence, (T,) of symbols or (T, D) of vectors; a list of them of any lengths; a padded batch
+    (N, T) or (N, T, D) with `lengths=`; NumPy, torch or pandas. NaN, None, or -1 for a symbol, is missing. Answers
+    follow the question: one sequence in, no batch axis out; a padded batch, padded; a list, a list. Times start at 0,
+    logarithms are natural, `inputs=` has the same forms as y, and `states=` are labels, -1 unknown.
+
+    Args:
+        initial: p(z_1).
+        transition: p(z_t | z_{t-1}).
+        emission: p(y_t | z_t).
+
+    Source:
+        Cappe, Moulines and Ryden, Inference in Hidden Markov Models 2005, section 2.2.
+
+    Example:
+        >>> import statespan as ss
+        >>> model = ss.StateSpace(ss.Start(2), ss.Dense(2), ss.Categorical(3, states=2))
+        >>> model.log_prob([0, 2, None, 1]).shape
+        torch.Size([])
+    """
+
+    def __init__(self, initial: nn.Module, transition: nn.Module, emission: nn.Module):
+        super().__init__()
+        self.initial, self.transition, self.emission = initial, transition, emission
+
+    def log_prob(
+        self,
+        y: Any,
+        lengths: Any = None,
+        inputs: Any = None,
+        states: Any = None,
+        method: Method | None = None,
+        belief: Any = None,
+    ) -> Tensor:
+        """Natural log-probability of the observed entries of each sequence.
+
+        Its gradient is exact inference wherever the method is: `-model.log_prob(y).mean()` is a loss.
+
+        Args:
+            y: the sequences (see the class).
+            lengths: (N,) lengths of a padded batch.
+            inputs: inputs, the forms of y.
+            states: labelled states, -1 unknown; the answer is then of y and the labels.
+            method: an inference method instead of the model's own.
+            belief: a belief carried in from an earlier window.
+
+        Returns:
+            (N,) float64; for one sequence a scalar.
+
+        Raises:
+            StatespanError: the data do not fit the model.
+        """
+        data, layout = verbs.ask(self, y, lengths, inputs, states)
+        return layout.each(verbs.log_prob(self, data, method, belief))
+
+    def filter(
+        self,
+        y: Any,
+        lengths: Any = None,
+        inputs: Any = None,
+        states: Any = None,
+        method: Method | None = None,
+        belief: Any = None,
+    ) -> Posterior:
+        """p(z_t | y_1..y_t): what was known at each moment.
+
+        Args:
+            y: the sequences (see the class).
+            lengths: (N,) lengths of a padded batch.
+            inputs: inputs, the forms of y.
+            states: labelled states, -1 unknown.
+            method: an inference method instead of the model's own.
+            belief: a belief carried in from an earlier window.
+
+        Returns:
+            A `Posterior`: `.probs` (N, T, K), or `.mean` and `.covariance`, or `.samples`, or `.state`; `.log_prob`.
+        """
+        data, layout = verbs.ask(self, y, lengths, inputs, states)
+        return verbs.filter(self, data, layout, method, belief)
+
+    def smooth(
+        self,
+        y: Any,
+        lengths: Any = None,
+        inputs: Any = None,
+        states: Any = None,
+        method: Method | None = None,
+        belief: Any = None,
+    ) -> Posterior:
+        """p(z_t | y_1..y_T): what is known of each moment in hindsight. Arguments as for `filter`."""
+        data, layout = verbs.ask(self, y, lengths, inputs, states)
+        return verbs.smooth(self, data, layout, method, belief)
+
+    def decode(
+        self,
+        y: Any,
+        k: int | None = None,
+        lengths: Any = None,
+        inputs: Any = None,
+        states: Any = None,
+        method: Method | None = None,
+    ) -> Any:
+        """The likeliest state path of each sequence, argmax over z of p(z, y).
+
+        Args:
+            y: the sequences (see the class).
+            k: give the k best paths and their log p(z, y), best first; ties go to the lower state.
+            lengths: (N,) lengths of a padded batch.
+            inputs: inputs, the forms of y.
+            states: labelled states, -1 unknown.
+            method: an inference method instead of the model's own.
+
+        Returns:
+            A list of (T_n,) integer tensors (one tensor for one sequence). With k: that list with (T_n, k), and
+            log-probabilities (N, k).
+
+        Raises:
+            TypeError: the state is no distribution over states; the message names the verb to use.
+        """
+        data, layout = verbs.ask(self, y, lengths, inputs, states)
+        return verbs.decode(self, data, layout, k, method)
+
+    def forecast(
+        self,
+        y: Any,
+        steps: int = 1,
+        samples: int = 200,
+        seed: int | None = 0,
+        lengths: Any = None,
+        inputs: Any = None,
+        future: Any = None,
+        method: Method | None = None,
+        belief: Any = None,
+    ) -> Forecast:
+        """The distribution of what comes after each sequence.
+
+        Args:
+            y: the sequences (see the class).
+            steps: how many steps ahead.
+            samples: how many futures to draw, for quantiles and where no formula is known.
+            seed: makes the samples repeatable.
+            lengths: (N,) lengths of a padded batch.
+            inputs: inputs, the forms of y.
+            future: (N, steps, U) inputs to come.
+            method: an inference method instead of the model's own.
+            belief: a belief carried in from an earlier window.
+
+        Returns:
+            A `Forecast`: `.probs` (N, steps, V) or `.mean` (N, steps, D), `.quantile(q)`, `.samples`.
+        """
+        data, layout = verbs.ask(self, y, lengths, inputs)
+        ahead = None
+        if future is not None:
+            ahead = verbs.ahead(future, layout, steps, data.y)
+        return verbs.forecast(self, data, layout, steps, samples, seed, ahead, method, belief)
+
+    def sample(
+        self,
+        n: int | None = None,
+        length: int = 100,
+        seed: int | None = None,
+        inputs: Any = None,
+        method: Method | None = None,
+    ) -> tuple[Tree, Tensor]:
+        """Draw sequences from the model.
+
+        Args:
+            n: how many; None draws one, without a batch axis.
+            length: steps.
+            seed: makes the draw repeatable.
+            inputs: (T, N, U) inputs.
+            method: an inference method instead of the model's own.
+
+        Returns:
+            States and observations, (N, T, ...).
+        """
+        return verbs.sample(self, n, length, seed, inputs, method)
+
+    def impute(self, y: Any, lengths: Any = None, inputs: Any = None, method: Method | None = None) -> Any:
+        """Y with its missing entries replaced by their posterior mean, for symbols the likeliest.
+
+        Args:
+            y: the sequences (see the class).
+            lengths: (N,) lengths of a padded batch.
+            inputs: inputs, the forms of y.
+            method: an inference method instead of the model's own.
+        """
+        data, layout = verbs.ask(self, y, lengths, inputs)
+        return verbs.impute(self, data, layout, method)
+
+    def sample_posterior(
+        self,
+        y: Any,
+        n: int = 1,
+        seed: int | None = None,
+        lengths: Any = None,
+        inputs: Any = None,
+        method: Method | None = None,
+    ) -> Any:
+        """Draw state paths from p(z_1..z_T | y): filter forwards, sample backwards.
+
+        Args:
+            y: the sequences (see the class).
+            n: how many paths of each sequence.
+            seed: makes the draw repeatable.
+            lengths: (N,) lengths of a padded batch.
+            inputs: inputs, the forms of y.
+            method: an inference method instead of the model's own.
+
+        Returns:
+            For one sequence (n, T, ...); else a list of them, one a sequence.
+
+        Source:
+            Fruhwirth-Schnatter 1994; Chopin and Papaspiliopoulos 2020, section 12.3.
+        """
+        data, layout = verbs.ask(self, y, lengths, inputs)
+        return verbs.sample_posterior(self, data, layout, n, seed, method)
+
+    def stream(self, method: Method | None = None, belief: Any = None) -> verbs.Stream:
+        """One observation at a time: `update(y_t)`, `belief`, `log_prob`, `forecast(steps)`.
+
+        Args:
+            method: an inference method instead of the model's own.
+            belief: where to start from.
+        """
+        return verbs.Stream(self, method, belief)
+
+    def fit(
+        self,
+        y: Any,
+        by: "Fitter | None" = None,
+        restarts: int = 1,
+        seed: int | None = None,
+        lengths: Any = None,
+        inputs: Any = None,
+        states: Any = None,
+    ) -> "StateSpace":
+        """Fit the parameters in place, and return the model.
+
+        Args:
+            y: the sequences (see the class).
+            by: `EM(...)` or `SGD(...)`; None is EM where every part has a closed form, else SGD.
+            restarts: how many starts; the best fit is kept.
+            seed: makes the fit repeatable.
+            lengths: (N,) lengths of a padded batch.
+            inputs: inputs, the forms of y.
+            states: labelled states, -1 unknown.
+        """
+        from statespan.fit import fit
+
+        data, _ = verbs.ask(self, y, lengths, inputs, states)
+        return fit(self, data, by, restarts, seed)
+
+    def save(self, path: "str | PathLike[str]") -> None:
+        """Write tensors (safetensors) and how to make the model again (JSON in its header); no code.
+
+        Args:
+            path: a file name, by custom `.safetensors`.
+        """
+        from statespan.files import save
+
+        save(self, path)

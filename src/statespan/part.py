@@ -1,0 +1,232 @@
+"""What a part is: a conditional distribution as an nn.Module, and the interfaces that methods ask of it."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from statespan.belief import Gaussian
+from statespan.sequences import Event
+from statespan.tree import Tree
+
+PARTS: dict[str, type["Part"]] = {}
+"""Every part by the name it is saved under."""
+
+
+def part_name(cls: type) -> str:
+    """The name a class is saved under: its package and its own name, not its file, so that files may move."""
+    return f"{cls.__module__.split('.')[0]}.{cls.__qualname__}"
+
+
+class Part(nn.Module):
+    """The base of every part: an nn.Module that remembers the arguments it was made with.
+
+    A subclass is known by name from then on, so that `save` writes the name and the arguments, and `load` makes the
+    part again without running code from the file.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Part":
+        """Remember the arguments."""
+        self = super().__new__(cls)
+        self.__dict__["arguments"] = (args, kwargs)
+        return self
+
+    def __init_subclass__(cls, **kwargs: Any):
+        """Make the class known to `load`."""
+        super().__init_subclass__(**kwargs)
+        PARTS[part_name(cls)] = cls
+
+
+class Generative(ABC):
+    """A part that can be simulated: its `forward` returns a torch Distribution.
+
+    Initial: `forward(shape, u)`; transition and emission: `forward(z, u)`.
+    """
+
+
+# ------------------------------------------------------------------------------------------ finite states
+
+
+class FiniteInitial(ABC):
+    """p(z_1) over K states."""
+
+    @abstractmethod
+    def probs(self) -> Tensor:
+        """(K,), sums to one."""
+
+
+class FiniteTransition(ABC):
+    """p(z_t | z_{t-1}) over K states, as an operator on tables.
+
+    `fed` is what y_{t-1} left behind (`feed`), for an autoregressive transition; None for the others.
+    """
+
+    autoregressive: ClassVar[bool] = False
+
+    @abstractmethod
+    def constants(self) -> Tree:
+        """Work on parameters alone: stochastic tables from logits."""
+
+    @abstractmethod
+    def tables(self, u: Tree, constants: Tree) -> Tree:
+        """What `push` needs, for all t: `Shared` or (T, B, ...)."""
+
+    @abstractmethod
+    def push(self, probs: Tensor, tables: Tree, fed: Tree) -> Tensor:
+        """P A: (B, K) to (B, K), from z_{t-1} to z_t."""
+
+    @abstractmethod
+    def pull(self, values: Tensor, tables: Tree, fed: Tree) -> Tensor:
+        """A f: (B, K) to (B, K), from z_t back to z_{t-1}."""
+
+    @abstractmethod
+    def dense(self, tables: Tree, fed: Tree) -> Tensor:
+        """A itself, (K, K) or (B, K, K)."""
+
+    def feed(self, y: Tensor, u: Tree, constants: Tree) -> Tree:
+        """What y_t leaves behind for the next move, for all t at once; only for an autoregressive transition."""
+        return None
+
+    def average(self, constants: Tree, symbol_probs: Tensor) -> Tensor:
+        """The table with the missing symbol summed out, sum over v of p(v | k) A_v[k, l]: (K, K)."""
+        raise NotImplementedError
+
+
+class FiniteEmission(ABC):
+    """p(y_t | z_t) for K states."""
+
+    event: Event
+
+    @abstractmethod
+    def constants(self) -> Tree:
+        """Work on parameters alone."""
+
+    @abstractmethod
+    def log_likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tree) -> Tensor:
+        """Log p(y_t | z_t = k): (T, B, K), with a missing coordinate marginalised; a missing row may be anything."""
+
+    @abstractmethod
+    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
+        """The distribution of y under a distribution (..., K) over states."""
+
+    @abstractmethod
+    def fill(self, y: Tensor, observed: Tensor | None, weights: Tensor) -> Tensor:
+        """The mean (for symbols the mode) of y under state probabilities (T, B, K) and what of y is there."""
+
+
+# --------------------------------------------------------------------------------------- linear Gaussian
+
+
+class Affine(NamedTuple):
+    """x -> A x + b + scale e, with e standard normal.
+
+    Args:
+        matrix: A, (E, D).
+        offset: b, (E,).
+        scale: (E, E), a square root of the covariance.
+    """
+
+    matrix: Tensor
+    offset: Tensor
+    scale: Tensor
+
+
+class GaussianInitial(ABC):
+    """p(z_1), normal."""
+
+    @abstractmethod
+    def gaussian(self, batch: int) -> Gaussian:
+        """The belief about z_1 for B sequences."""
+
+
+class LinearPart(ABC):
+    """A transition or an emission that is affine with normal noise."""
+
+    event: Event
+
+    @abstractmethod
+    def affine(self, u: Tree) -> Affine:
+        """A, b and the noise's scale."""
+
+
+# ------------------------------------------------------------------------------------------------- cells
+
+
+class CellInitial(ABC):
+    """The state a recurrent network starts from, and the symbol it is fed first."""
+
+    symbol: int
+
+    @abstractmethod
+    def start(self, batch: int) -> Tree:
+        """The state before the first move, (B, D) or a tuple of such."""
+
+
+class CellTransition(ABC):
+    """A deterministic move: state_t = forward(fed, state_{t-1}), where y enters through `feed` and `absorb`.
+
+    `simplex` says that the state is a distribution over K states.
+    """
+
+    simplex: bool
+
+    @abstractmethod
+    def constants(self) -> Tree:
+        """Work on parameters alone."""
+
+    @abstractmethod
+    def feed(self, y: Tensor, u: Tree, constants: Tree) -> Tree:
+        """What y_t leaves behind for the next move, for all t at once: (T, B, ...)."""
+
+    @abstractmethod
+    def absorb(self, state: Tree, fed: Tree) -> Tree:
+        """The state once y_t is known."""
+
+    @abstractmethod
+    def step(self, fed: Tree, state: Tree, constants: Tree) -> Tree:
+        """The next state."""
+
+    @abstractmethod
+    def missing(self, prediction: Distribution, constants: Tree) -> Tree:
+        """What to feed when y is missing, from the model's own prediction of it: (B, ...)."""
+
+
+class CellEmission(ABC):
+    """p(y_t | state_t), scored for all t at once."""
+
+    event: Event
+
+    @abstractmethod
+    def constants(self) -> Tree:
+        """Work on parameters alone."""
+
+    @abstractmethod
+    def log_prob(self, state: Tensor, y: Tensor, constants: Tree) -> Tensor:
+        """Log p(y | state): (..., D) and (...) to (...)."""
+
+    @abstractmethod
+    def predict(self, state: Tensor, constants: Tree) -> Distribution:
+        """The distribution of y."""
+
+
+def seeded(seed: int | None) -> Any:
+    """A context in which `seed` makes every draw repeatable and leaves the global generator as it was."""
+    return _Seeded(seed)
+
+
+class _Seeded:
+    def __init__(self, seed: int | None):
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        if self.seed is not None:
+            devices = list(range(torch.cuda.device_count()))
+            self.fork = torch.random.fork_rng(devices=devices)
+            self.fork.__enter__()
+            torch.manual_seed(self.seed)
+
+    def __exit__(self, *exc: Any) -> None:
+        if self.seed is not None:
+            self.fork.__exit__(*exc)

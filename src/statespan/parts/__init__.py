@@ -1,0 +1,1 @@
+"""Conditional distributions: how a state starts, how it moves, what it emits."""

@@ -1,0 +1,379 @@
+"""What a finite state emits."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical as CategoricalDistribution
+from torch.distributions import Distribution, MixtureSameFamily, MultivariateNormal
+
+from statespan.errors import StatespanError
+from statespan.part import FiniteEmission, Generative, Part
+from statespan.parts.symbols import Table
+from statespan.sequences import Event
+from statespan.tree import Tree
+
+COVARIANCES = ("full", "diagonal", "spherical", "tied")
+
+
+class Categorical(Part, FiniteEmission, Generative):
+    r"""Symbols 0..V-1: p(y = v | z = k) = softmax over v of E[v, k] + d[v].
+
+    Give the sizes (`symbols`, and `states` unless `ss.hmm` knows them), or the probabilities themselves.
+
+    Args:
+        symbols: V.
+        states: K; None leaves it to `ss.hmm`.
+        probs: (K, V), rows sum to one; instead of the sizes.
+        bias: whether all states share a bias d a symbol (equation 4 of Buys, Bisk and Choi).
+        table: the matrix E, when other parts share it.
+
+    Source:
+        Rabiner 1989, section II; Buys, Bisk and Choi, equation 4.
+
+    Example:
+        >>> Categorical(probs=[[0.5, 0.5], [0.9, 0.1]]).probs.shape
+        torch.Size([2, 2])
+    """
+
+    def __init__(
+        self,
+        symbols: int | None = None,
+        states: int | None = None,
+        probs: Tensor | list | None = None,
+        bias: bool = False,
+        table: Table | None = None,
+    ):
+        super().__init__()
+        if probs is not None:
+            probs = stochastic(probs, "Categorical(probs=)", 2)
+            states, symbols = probs.shape
+            self.__dict__["arguments"] = ((symbols, states), {"bias": bias, "table": table})
+        if table is None:
+            if symbols is None:
+                raise StatespanError("Categorical needs symbols=V, the number of symbols, or probs=")
+            table = Table(symbols, states, bias, spread=1.0) if states is not None else None
+        self.symbols = symbols if table is None else table.symbols
+        self.bias = bias
+        self.event = Event(0, self.symbols)
+        if table is not None:
+            self.table = table
+        if probs is not None:
+            self.to(probs.dtype).set_probs(probs)
+
+    def sized(self, states: int) -> "Categorical":
+        """The same emission for K states, if it has none yet."""
+        return self if "table" in self._modules else Categorical(self.symbols, states, bias=self.bias)
+
+    @property
+    def states(self) -> int | None:
+        """K."""
+        return self.table.width if "table" in self._modules else None
+
+    @property
+    def probs(self) -> Tensor:
+        """p(v | k), (K, V)."""
+        return self.table.log_probs().exp().T
+
+    def constants(self) -> Tensor:
+        """The log normalisers, (K,)."""
+        return self.table.normaliser()
+
+    def log_likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tensor) -> Tensor:
+        """Log p(y | k), (T, B, K)."""
+        return self.table.columns(y, constants)
+
+    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> CategoricalDistribution:
+        """Symbols with probability sum over k of probs[k] p(v | k)."""
+        return CategoricalDistribution(probs=probs @ self.probs.to(probs.dtype), validate_args=False)
+
+    def fill(self, y: Tensor, observed: Tensor | None, weights: Tensor) -> Tensor:
+        """The likeliest symbol."""
+        return (weights @ self.probs.to(weights.dtype)).argmax(-1)
+
+    def forward(self, z: Tensor, u: Tree = None) -> CategoricalDistribution:
+        """The distribution of y given states z."""
+        return CategoricalDistribution(probs=self.probs[z], validate_args=False)
+
+    @torch.no_grad()
+    def set_probs(self, probs: Tensor) -> None:
+        """Make `probs` (K, V) the emission."""
+        self.table.weight.copy_(
+            probs.log().T if self.table.bias is None else probs.log().T - self.table.bias[:, None]
+        )
+
+    def statistics(self, y: Tensor, weights: Tensor, observed: Tensor | None) -> Tensor:
+        """Expected counts, (V, K), from symbols (T, B) and weights (T, B, K), zero where missing."""
+        flat = weights.reshape(-1, weights.shape[-1])
+        # The gradient of an embedding is a sum by symbol, and torch's is several times faster than index_add.
+        return torch.ops.aten.embedding_dense_backward(flat, y.reshape(-1), self.symbols, -1, False)
+
+    @torch.no_grad()
+    def maximize(self, stats: Tensor) -> None:
+        """Closed-form M-step; a state never visited keeps its distribution."""
+        total = stats.sum(0)
+        new = stats / total.clamp_min(1e-300)
+        self.set_probs(torch.where(total > 0, new, self.probs.T).T)
+
+    @torch.no_grad()
+    def begin(self, y: Tensor, observed: Tensor | None) -> None:
+        """A start for EM from the data: the overall frequencies, disturbed state by state."""
+        symbols = y.reshape(-1) if observed is None else y[observed]
+        counts = torch.bincount(symbols, minlength=self.symbols).to(self.table.weight) + 1
+        noise = torch.rand_like(self.table.weight) + 0.5
+        probs = counts[:, None] * noise
+        self.set_probs((probs / probs.sum(0)).T)
+
+
+class Gaussian(Part, FiniteEmission, Generative):
+    r"""Vectors: p(y | z = k) = N(y; mean_k, covariance_k).
+
+    The covariance is kept as a lower triangular factor whose diagonal is exponentiated, so that any value of the
+    parameters is a covariance. A missing coordinate is marginalised.
+
+    Args:
+        dim: D.
+        covariance: "full", "diagonal", "spherical" (one variance a state) or "tied" (one matrix for all states).
+        states: K; None leaves it to `ss.hmm`.
+        mean: (K, D), to give the parameters instead of the sizes; `covariance` is then the matrices (K, D, D).
+        floor: added to every variance in the M-step, in the units of y squared: without it a state that settles on one
+            point has unbounded likelihood.
+
+    Source:
+        Bishop, Pattern Recognition and Machine Learning 2006, sections 9.2 and 13.2.
+
+    Example:
+        >>> Gaussian(dim=2, states=3).covariance.shape
+        torch.Size([3, 2, 2])
+    """
+
+    class Stats(NamedTuple):
+        """Sums over observations: weights (K,), weighted y (K, D), weighted y y' (K, D, D)."""
+
+        weight: Tensor
+        first: Tensor
+        second: Tensor
+
+    def __init__(
+        self,
+        dim: int = 1,
+        covariance: str | Tensor = "full",
+        states: int | None = None,
+        mean: Tensor | list | None = None,
+        floor: float = 1e-6,
+    ):
+        super().__init__()
+        given = None
+        if mean is not None:
+            given_mean = torch.as_tensor(mean, dtype=torch.float64)
+            given = (given_mean, torch.as_tensor(covariance, dtype=torch.float64))
+            states, dim = given_mean.shape
+            covariance = "full"
+            self.__dict__["arguments"] = ((dim, covariance, states), {"floor": floor})
+        if not isinstance(covariance, str) or covariance not in COVARIANCES:
+            raise StatespanError(
+                f"covariance={covariance!r} is none of {', '.join(COVARIANCES)}; choose one of them"
+            )
+        self.dim, self.kind, self.floor = dim, covariance, floor
+        self.event = Event(1, None, dim)
+        if states is not None:
+            self.mean = nn.Parameter(torch.randn(states, dim))
+            self.log_diagonal = nn.Parameter(torch.zeros(*_diagonal_shape(covariance, states, dim)))
+            free = covariance in ("full", "tied")
+            self.lower = (
+                nn.Parameter(torch.zeros(1 if covariance == "tied" else states, dim, dim)) if free else None
+            )
+        if given is not None:
+            self.to(torch.float64).set_moments(*given)
+
+    def sized(self, states: int) -> "Gaussian":
+        """The same emission for K states, if it has none yet."""
+        return self if self.states is not None else Gaussian(self.dim, self.kind, states, floor=self.floor)
+
+    @property
+    def states(self) -> int | None:
+        """K."""
+        return len(self.mean) if "mean" in self._parameters else None
+
+    def factor(self) -> Tensor:
+        """The lower triangular L with covariance L L', (K, D, D)."""
+        diagonal = self.log_diagonal.exp().expand(len(self.mean), self.dim)
+        full = torch.diag_embed(diagonal)
+        return full if self.lower is None else full + self.lower.tril(-1)
+
+    @property
+    def covariance(self) -> Tensor:
+        """(K, D, D)."""
+        factor = self.factor()
+        return factor @ factor.mT
+
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """The factor and its inverse."""
+        factor = self.factor()
+        eye = torch.eye(self.dim, dtype=factor.dtype, device=factor.device)
+        return factor, torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+
+    def log_likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tree) -> Tensor:
+        """Log N(y; mean_k, covariance_k), (T, B, K), over the coordinates that are there."""
+        factor, inverse = constants
+        if observed is None or observed.dim() == 2:
+            return _log_normal(y, self.mean, inverse)
+        covariance = factor @ factor.mT
+        flat, mask = y.reshape(-1, self.dim), observed.reshape(-1, self.dim)
+        patterns, which = torch.unique(mask, dim=0, return_inverse=True)
+        out = y.new_zeros(len(flat), len(self.mean))
+        for i, pattern in enumerate(patterns):
+            if bool(pattern.any()):
+                rows = (which == i).nonzero()[:, 0]
+                part = torch.linalg.cholesky(covariance[:, pattern][:, :, pattern])
+                eye = torch.eye(part.shape[-1], dtype=part.dtype, device=part.device)
+                inverse = torch.linalg.solve_triangular(part, eye.expand_as(part), upper=False)
+                out = out.index_copy(
+                    0, rows, _log_normal(flat[rows][:, pattern], self.mean[:, pattern], inverse)
+                )
+        return out.view(*y.shape[:-1], len(self.mean))
+
+    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
+        """A mixture of the states' normals."""
+        shape = probs.shape[:-1]
+        factor = self.factor()
+        normals = MultivariateNormal(
+            self.mean.expand(*shape, *self.mean.shape), scale_tril=factor.expand(*shape, *factor.shape)
+        )
+        return MixtureSameFamily(CategoricalDistribution(probs=probs), normals)
+
+    def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
+        """The distribution of y given states z."""
+        return MultivariateNormal(self.mean[z], scale_tril=self.factor()[z])
+
+    @torch.no_grad()
+    def set_moments(self, mean: Tensor, covariance: Tensor) -> None:
+        """Set means (K, D) and covariances (K, D, D)."""
+        factor = torch.linalg.cholesky(covariance.to(self.mean))
+        self.mean.copy_(mean)
+        if self.lower is not None:
+            self.lower.copy_(factor[: len(self.lower)].tril(-1))
+        diagonal = factor.diagonal(dim1=-2, dim2=-1).log()
+        self.log_diagonal.copy_(diagonal[..., : self.log_diagonal.shape[-1]][: len(self.log_diagonal)])
+
+    def fill(self, y: Tensor, observed: Tensor | None, weights: Tensor) -> Tensor:
+        """The mean, given what is there of each row."""
+        if observed is None or observed.dim() == 2:
+            return weights @ self.mean
+        out, w = torch.zeros_like(y).view(-1, self.dim), weights.reshape(-1, weights.shape[-1])
+        for rows, filled, _ in self._patterns(y, observed):
+            out[rows] = torch.einsum("nk,knd->nd", w[rows], filled)
+        return out.view_as(y)
+
+    def _patterns(self, y: Tensor, observed: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each pattern of gaps: its rows (N,), y with conditional means (K, n, D), conditional covariance (K, D, D)."""
+        flat, mask, covariance = y.reshape(-1, self.dim), observed.reshape(-1, self.dim), self.covariance
+        patterns, which = torch.unique(mask, dim=0, return_inverse=True)
+        for i, there in enumerate(patterns):
+            gone, rows = (~there).nonzero()[:, 0], which == i
+            x = flat[rows]
+            known = covariance[:, there][:, :, there]
+            gain = torch.linalg.solve(known, covariance[:, there][:, :, gone]).mT
+            filled = x.expand(len(self.mean), *x.shape).clone()
+            centred = x[:, there] - self.mean[:, None, there]
+            filled[..., gone] = self.mean[:, None, gone] + centred @ gain.mT
+            rest = torch.zeros_like(covariance)
+            rest[:, gone[:, None], gone] = (
+                covariance[:, gone][:, :, gone] - gain @ covariance[:, there][:, :, gone]
+            )
+            yield rows, filled, rest
+
+    @torch.no_grad()
+    def statistics(self, y: Tensor, weights: Tensor, observed: Tensor | None) -> "Gaussian.Stats":
+        """Expected sums; a missing coordinate counts by its conditional mean and covariance in each state."""
+        flat, w = y.reshape(-1, self.dim), weights.reshape(-1, weights.shape[-1])
+        if observed is None or observed.dim() == 2:
+            second = torch.stack([flat.T @ (w[:, k : k + 1] * flat) for k in range(w.shape[1])])
+            return self.Stats(w.sum(0), w.T @ flat, second)
+        total = self.Stats(*(torch.zeros_like(x) for x in (w[0], self.mean, self.covariance)))
+        some = observed.any(-1, keepdim=True).reshape(-1, 1)
+        w = torch.where(some, w, 0.0)
+        for rows, filled, rest in self._patterns(y, observed):
+            v = w[rows]
+            second = filled.mT @ (v.T[..., None] * filled) + v.sum(0)[:, None, None] * rest
+            new = self.Stats(v.sum(0), torch.einsum("nk,knd->kd", v, filled), second)
+            total = self.Stats(*(a + b for a, b in zip(total, new, strict=True)))
+        return total
+
+    @torch.no_grad()
+    def maximize(self, stats: "Gaussian.Stats") -> None:
+        """Closed-form M-step; a state never visited keeps its parameters."""
+        weight = stats.weight.clamp_min(1e-300)
+        mean = stats.first / weight[:, None]
+        scatter = stats.second - stats.weight[:, None, None] * mean[:, :, None] * mean[:, None]
+        eye = torch.eye(self.dim, dtype=mean.dtype, device=mean.device)
+        if self.kind == "tied":
+            covariance = (scatter.sum(0) / weight.sum()).expand_as(scatter)
+        else:
+            covariance = scatter / weight[:, None, None]
+        if self.kind in ("diagonal", "spherical"):
+            variances = covariance.diagonal(dim1=-2, dim2=-1)
+            if self.kind == "spherical":
+                variances = variances.mean(-1, keepdim=True).expand_as(variances)
+            covariance = torch.diag_embed(variances)
+        covariance = covariance + self.floor * eye
+        seen = stats.weight > 0
+        mean = torch.where(seen[:, None], mean, self.mean)
+        keep = seen[:, None, None] if self.kind != "tied" else torch.ones_like(seen)[:, None, None]
+        self.set_moments(mean, torch.where(keep, covariance, self.covariance))
+
+    @torch.no_grad()
+    def begin(self, y: Tensor, observed: Tensor | None) -> None:
+        """A start for EM from the data: means at K data points far apart (k-means++), the overall covariance."""
+        points = y.reshape(-1, self.dim)
+        if observed is not None:
+            whole = observed if observed.dim() == 2 else observed.all(-1)
+            points = points[whole.reshape(-1)]
+        if len(points) < 2:
+            return
+        chosen = [int(torch.randint(len(points), ()))]
+        distance = ((points - points[chosen[0]]) ** 2).sum(-1)
+        for _ in range(1, len(self.mean)):
+            weights = distance if float(distance.sum()) > 0 else torch.ones_like(distance)
+            chosen.append(int(torch.multinomial(weights, 1)))
+            distance = torch.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(-1))
+        centred = points - points.mean(0)
+        eye = torch.eye(self.dim, dtype=y.dtype, device=y.device)
+        covariance = centred.T @ centred / len(points) + self.floor * eye
+        if self.kind in ("diagonal", "spherical"):
+            covariance = torch.diag(covariance.diagonal())
+        if self.kind == "spherical":
+            covariance = eye * covariance.diagonal().mean()
+        self.set_moments(points[chosen], covariance.expand(len(self.mean), -1, -1))
+
+
+def _diagonal_shape(kind: str, states: int, dim: int) -> tuple[int, int]:
+    """How many variances there are."""
+    return (1 if kind == "tied" else states, 1 if kind == "spherical" else dim)
+
+
+def _log_normal(y: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+    """Log N(y; mean_k, (inverse_k' inverse_k)^-1): (..., D) to (..., K)."""
+    states, dim = mean.shape
+    offset = (inverse @ mean[..., None])[..., 0]
+    white = (y @ inverse.reshape(states * dim, dim).T).unflatten(-1, (states, dim)) - offset
+    log_determinant = inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return log_determinant - 0.5 * (white.square().sum(-1) + dim * math.log(2 * math.pi))
+
+
+def stochastic(probs: Tensor | list, name: str, rank: int) -> Tensor:
+    """Check that the last axis of `probs` sums to one, and give it in float64 (or its own real dtype)."""
+    probs = torch.as_tensor(probs)
+    probs = probs if probs.is_floating_point() else probs.double()
+    if probs.dim() != rank:
+        raise StatespanError(f"{name} has {probs.dim()} dimensions where {rank} are expected")
+    wrong = ((probs.sum(-1) - 1).abs() > 1e-4) | (probs < 0).any(-1) | ~probs.isfinite().all(-1)
+    if bool(wrong.any()):
+        row = int(wrong.reshape(-1).nonzero()[0])
+        total = float(probs.reshape(-1, probs.shape[-1])[row].sum())
+        raise StatespanError(
+            f"{name}: row {row} sums to {total:.6g}; each row must be probabilities that sum to 1"
+        )
+    return probs / probs.sum(-1, keepdim=True)

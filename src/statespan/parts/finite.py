@@ -1,0 +1,285 @@
+"""How a finite state moves: transitions as operators on tables."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical as CategoricalDistribution
+
+from statespan.part import FiniteTransition, Generative, Part
+from statespan.tree import Shared, Tree
+
+
+class Dense(Part, FiniteTransition, Generative):
+    r"""A free stochastic matrix: p(z_t = j | z_{t-1} = i) = softmax(logits_i)_j.
+
+    Args:
+        states: K.
+
+    Source:
+        Rabiner, "A tutorial on hidden Markov models", Proc. IEEE 1989, section II; equation 10 of Buys, Bisk and
+        Choi, "Bridging HMMs and RNNs", where the rows of W are softmaxed.
+
+    Example:
+        >>> Dense(3).probs.sum(-1)
+        tensor([1., 1., 1.], grad_fn=<SumBackward1>)
+    """
+
+    fed = False
+
+    def __init__(self, states: int):
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(states, states))
+
+    @property
+    def probs(self) -> Tensor:
+        """A, (K, K): `probs[i, j]` is p(next = j | now = i)."""
+        return self.logits.softmax(-1)
+
+    def constants(self) -> Tensor:
+        """A, (K, K)."""
+        return self.probs
+
+    def tables(self, u: Tree, constants: Tensor) -> Shared:
+        """A, the same at every step."""
+        return Shared(constants)
+
+    def push(self, probs: Tensor, tables: Tensor, fed: Tree = None) -> Tensor:
+        """P A."""
+        return probs @ tables
+
+    def pull(self, values: Tensor, tables: Tensor, fed: Tree = None) -> Tensor:
+        """A f."""
+        return values @ tables.mT
+
+    def dense(self, tables: Tensor, fed: Tree = None) -> Tensor:
+        """A."""
+        return tables
+
+    def forward(self, z: Tensor, u: Tree = None) -> CategoricalDistribution:
+        """The distribution of z_t given z_{t-1} = z."""
+        return CategoricalDistribution(probs=self.probs[z])
+
+    @torch.no_grad()
+    def set_probs(self, probs: Tensor) -> None:
+        """Make `probs` (K, K) the matrix."""
+        self.logits.copy_(probs.log())
+
+    @torch.no_grad()
+    def maximize(self, counts: Tensor) -> None:
+        """Closed-form M-step from expected counts (K, K); a state never left keeps its row."""
+        total = counts.sum(-1, keepdim=True)
+        self.set_probs(torch.where(total > 0, counts / total.clamp_min(1e-300), self.probs))
+
+
+class FedTransition(Part, FiniteTransition):
+    """A finite move that also sees the last symbol: a feature of it and a move that is fed.
+
+    Args:
+        feature: a part with `forward(y, constants) -> (..., m)` and `constants()`.
+        move: a fed move, such as `RowsAddition`.
+    """
+
+    autoregressive = True
+
+    def __init__(self, feature: nn.Module, move: nn.Module):
+        super().__init__()
+        self.feature, self.move = feature, move
+
+    @property
+    def operator(self) -> nn.Module:
+        """What chooses a kernel."""
+        return self.move
+
+    def constants(self) -> Tree:
+        """The feature's and the move's."""
+        return self.feature.constants(), self.move.constants()
+
+    def tables(self, u: Tree, constants: Tree) -> Tree:
+        """The move's."""
+        return self.move.tables(u, constants[1])
+
+    def feed(self, y: Tensor, u: Tree, constants: Tree) -> Tree:
+        """The move's drive by the feature of y, for all t at once."""
+        return self.move.drive(self.feature(y, constants[0]), constants[1])
+
+    def push(self, probs: Tensor, tables: Tree, fed: Tree) -> Tensor:
+        """P A(fed)."""
+        return self.move.push(probs, tables, fed)
+
+    def pull(self, values: Tensor, tables: Tree, fed: Tree) -> Tensor:
+        """A(fed) f."""
+        return self.move.pull(values, tables, fed)
+
+    def dense(self, tables: Tree, fed: Tree) -> Tensor:
+        """A(fed), (B, K, K)."""
+        return self.move.dense(tables, fed)
+
+    def average(self, constants: Tree, symbol_probs: Tensor) -> Tensor:
+        """Sum over v of p(v | k) A_v[k, l], (K, K); K^2 V work, in chunks, made only for a gap or a forecast."""
+        symbols = torch.arange(len(symbol_probs), device=symbol_probs.device)
+        tables = self.tables(None, constants).value
+        states = symbol_probs.shape[1]
+        total = symbol_probs.new_zeros(states, states)
+        for chunk in symbols.split(max(1, 2**22 // states**2)):
+            fed = self.feed(chunk, None, constants)
+            total = total + torch.einsum("vk,vkl->kl", symbol_probs[chunk], self.dense(tables, fed))
+        return total
+
+
+class RowsAddition(Part):
+    r"""Addition feeding: A(e)[l, k] = softmax over k of W[l, k] + (U e + b)[k].
+
+    exp(W + f) factorises, so a step is one matrix product with exp(W), and the row sums are one more for all t at
+    once: no K x K softmax a token.
+
+    Args:
+        states: K, the width of e too.
+
+    Source:
+        Buys, Bisk and Choi, equation 23.
+    """
+
+    fed = True
+
+    class Drive(NamedTuple):
+        """exp(f) and one over each row's sum, both (..., K)."""
+
+        column: Tensor
+        row: Tensor
+
+    def __init__(self, states: int):
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(states, states))
+        self.input = nn.Linear(states, states)
+
+    def constants(self) -> Tensor:
+        """exp(W), each row scaled by its largest entry."""
+        return (self.logits - self.logits.detach().amax(-1, keepdim=True)).exp()
+
+    def tables(self, u: Tree, constants: Tensor) -> Shared:
+        """exp(W)."""
+        return Shared(constants)
+
+    def drive(self, e: Tensor, constants: Tensor) -> "RowsAddition.Drive":
+        """exp(f) and the inverse row sums."""
+        f = self.input(e)
+        column = (f - f.detach().amax(-1, keepdim=True)).exp()
+        return self.Drive(column, 1 / (column @ constants.mT).clamp_min(torch.finfo(f.dtype).tiny))
+
+    def push(self, probs: Tensor, tables: Tensor, fed: "RowsAddition.Drive") -> Tensor:
+        """P A."""
+        return ((probs * fed.row) @ tables) * fed.column
+
+    def pull(self, values: Tensor, tables: Tensor, fed: "RowsAddition.Drive") -> Tensor:
+        """A f."""
+        return ((values * fed.column) @ tables.mT) * fed.row
+
+    def dense(self, tables: Tensor, fed: "RowsAddition.Drive") -> Tensor:
+        """A, (..., K, K)."""
+        return fed.row[..., :, None] * tables * fed.column[..., None, :]
+
+
+class _GatedPush(torch.autograd.Function):
+    """p softmax(W * g): the K x K table is made again in the backward pass, not kept."""
+
+    @staticmethod
+    def forward(ctx, probs: Tensor, logits: Tensor, gate: Tensor) -> Tensor:
+        table = (logits * gate[:, None, :]).softmax(-1)
+        moved = (probs[:, None, :] @ table)[:, 0]
+        ctx.save_for_backward(probs, logits, gate)
+        return moved
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (gradient,) = grads
+        probs, logits, gate = ctx.saved_tensors
+        table = (logits * gate[:, None, :]).softmax(-1)
+        pulled = (table @ gradient[..., None])[..., 0]
+        inner = table.mul_(probs[:, :, None]).mul_(gradient[:, None, :] - pulled[:, :, None])
+        return pulled, torch.einsum("blk,bk->lk", inner, gate), torch.einsum("blk,lk->bk", inner, logits)
+
+
+class RowsGate(Part):
+    r"""Gated feeding: A(e)[l, k] = softmax over k of W[l, k] sigmoid(U e + b)[k]; K^2 exponentials a token.
+
+    Args:
+        states: K, the width of e too.
+
+    Source:
+        Buys, Bisk and Choi, equations 24 to 26.
+    """
+
+    fed = True
+
+    def __init__(self, states: int):
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(states, states))
+        self.input = nn.Linear(states, states)
+
+    def constants(self) -> Tensor:
+        """W."""
+        return self.logits
+
+    def tables(self, u: Tree, constants: Tensor) -> Shared:
+        """W."""
+        return Shared(constants)
+
+    def drive(self, e: Tensor, constants: Tensor) -> Tensor:
+        """The gate, (..., K)."""
+        return self.input(e).sigmoid()
+
+    def push(self, probs: Tensor, tables: Tensor, fed: Tensor) -> Tensor:
+        """P A."""
+        return _GatedPush.apply(probs, tables, fed)  # pyright: ignore[reportReturnType]
+
+    def pull(self, values: Tensor, tables: Tensor, fed: Tensor) -> Tensor:
+        """A f."""
+        return (self.dense(tables, fed) @ values[..., None])[..., 0]
+
+    def dense(self, tables: Tensor, fed: Tensor) -> Tensor:
+        """A, (..., K, K)."""
+        return (tables * fed[..., None, :]).softmax(-1)
+
+
+class RowsTensor(Part):
+    r"""Tensor feeding: A(e)[l, k] = softmax over k of sum over j of W[l, k, j] e[j] + B[l, k]; K^3 work a token.
+
+    Args:
+        states: K, the width of e too.
+
+    Source:
+        Buys, Bisk and Choi, equation 22; Tran et al. 2016.
+    """
+
+    fed = True
+
+    def __init__(self, states: int):
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(states, states))
+        self.tensor = nn.Parameter(torch.randn(states * states, states) / states**0.5)
+
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """W as (K^2, K), and B."""
+        return self.tensor, self.logits
+
+    def tables(self, u: Tree, constants: tuple[Tensor, Tensor]) -> Shared:
+        """W and B."""
+        return Shared(constants)
+
+    def drive(self, e: Tensor, constants: Tree) -> Tensor:
+        """The feature itself, (..., K): the table is too large to make for all t at once."""
+        return e
+
+    def push(self, probs: Tensor, tables: tuple[Tensor, Tensor], fed: Tensor) -> Tensor:
+        """P A."""
+        return (probs[..., None, :] @ self.dense(tables, fed))[..., 0, :]
+
+    def pull(self, values: Tensor, tables: tuple[Tensor, Tensor], fed: Tensor) -> Tensor:
+        """A f."""
+        return (self.dense(tables, fed) @ values[..., None])[..., 0]
+
+    def dense(self, tables: tuple[Tensor, Tensor], fed: Tensor) -> Tensor:
+        """A, (..., K, K)."""
+        tensor, base = tables
+        return ((fed @ tensor.mT).unflatten(-1, base.shape) + base).softmax(-1)

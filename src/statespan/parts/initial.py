@@ -1,0 +1,89 @@
+"""How the state starts."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical as CategoricalDistribution
+from torch.distributions import MultivariateNormal
+
+from statespan.belief import Gaussian as GaussianBelief
+from statespan.part import CellInitial, FiniteInitial, GaussianInitial, Generative, Part
+from statespan.parts.linear import factor
+from statespan.tree import Tree
+
+
+class Start(Part, FiniteInitial, Generative):
+    r"""The first state of a finite chain: p(z_1 = k) = softmax(logits)_k.
+
+    Args:
+        states: K.
+
+    Example:
+        >>> Start(3).probs().shape
+        torch.Size([3])
+    """
+
+    def __init__(self, states: int):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(states))
+
+    def probs(self) -> Tensor:
+        """(K,), sums to one."""
+        return self.logits.softmax(-1)
+
+    def forward(self, shape: tuple[int, ...], u: Tree = None) -> CategoricalDistribution:
+        """The distribution of z_1 for a batch of `shape`."""
+        return CategoricalDistribution(probs=self.probs().expand(*shape, -1))
+
+    @torch.no_grad()
+    def set_probs(self, probs: Tensor) -> None:
+        """Make `probs` (K,) the distribution."""
+        self.logits.copy_(probs.log())
+
+    def maximize(self, counts: Tensor) -> None:
+        """Closed-form M-step from expected counts (K,)."""
+        if float(counts.sum()) > 0:
+            self.set_probs(counts / counts.sum())
+
+
+class NormalStart(Part, GaussianInitial, Generative):
+    r"""z_1 ~ N(mean, scale scale').
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(dim))
+        self.scale = nn.Parameter(torch.eye(dim))
+
+    def gaussian(self, batch: int) -> GaussianBelief:
+        """The belief about z_1 for `batch` sequences."""
+        scale = self.scale.tril()
+        return GaussianBelief(self.mean.expand(batch, -1), scale.expand(batch, -1, -1))
+
+    def forward(self, shape: tuple[int, ...], u: Tree = None) -> MultivariateNormal:
+        """The distribution of z_1 for a batch of `shape`."""
+        scale = self.scale.tril()
+        covariance = factor(scale @ scale.mT)
+        return MultivariateNormal(self.mean.expand(*shape, -1), scale_tril=covariance)
+
+
+class ConstantStart(Part, CellInitial):
+    """A recurrent network's first state, the same number everywhere, and the symbol fed before the first one.
+
+    Args:
+        sizes: the width of each tensor of the state: (D,), or (D, D) for an LSTM's h and c.
+        value: the number; 0, or 1 / K where the state must be a distribution.
+        symbol: what is fed before the first observation, a language model's end of sentence.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], value: float = 0.0, symbol: int = 0):
+        super().__init__()
+        self.sizes, self.value, self.symbol = tuple(sizes), value, symbol
+        self.register_buffer("like", torch.zeros(()))
+
+    def start(self, batch: int) -> Tree:
+        """(B, D), or a tuple of such."""
+        made = tuple(self.like.new_full((batch, n), self.value) for n in self.sizes)
+        return made if len(made) > 1 else made[0]

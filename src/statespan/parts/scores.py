@@ -1,0 +1,84 @@
+"""How a recurrent state scores the next symbol."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical as CategoricalDistribution
+
+from statespan.part import CellEmission, Generative, Part
+from statespan.parts.symbols import Table
+from statespan.sequences import Event
+
+
+class Mixture(Part, CellEmission):
+    r"""A mixture of the states' word distributions: p(v) = sum over k of c[k] softmax(E)[v, k].
+
+    Args:
+        table: E.
+        normalise: divide a positive state by its sum first, c / sum c (equations 30 and 34).
+
+    Source:
+        Buys, Bisk and Choi, equations 18, 30, 32 and 34.
+    """
+
+    def __init__(self, table: Table, normalise: bool = False):
+        super().__init__()
+        self.table, self.normalise = table, normalise
+        self.event = Event(0, table.symbols)
+
+    def constants(self) -> Tensor:
+        """The log normalisers, (K,)."""
+        return self.table.normaliser()
+
+    def distribution(self, state: Tensor) -> Tensor:
+        """The state as it is mixed."""
+        return state / state.sum(-1, keepdim=True) if self.normalise else state
+
+    def log_prob(self, state: Tensor, y: Tensor, constants: Tensor) -> Tensor:
+        """Log p(y), (...), by the log of a sum scaled by its largest term."""
+        log = self.table.columns(y, constants)
+        top = log.detach().amax(-1, keepdim=True)
+        mixed = (self.distribution(state) * (log - top).exp()).sum(-1)
+        return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log() + top[..., 0]
+
+    def predict(self, state: Tensor, constants: Tensor) -> CategoricalDistribution:
+        """The distribution of y."""
+        return CategoricalDistribution(
+            probs=self.distribution(state) @ self.table.log_probs().exp().T, validate_args=False
+        )
+
+
+class Softmax(Part, CellEmission, Generative):
+    r"""One softmax over the vocabulary: p = softmax(E c + d).
+
+    Args:
+        table: E and d.
+        normalise: take the softmax of the state first, softmax(E softmax(c) + d) (equation 37).
+        dropout: probability with which an entry of c is dropped in training.
+
+    Source:
+        Buys, Bisk and Choi, equations 21, 28 and 37.
+    """
+
+    def __init__(self, table: Table, normalise: bool = False, dropout: float = 0.0):
+        super().__init__()
+        self.table, self.normalise, self.drop = table, normalise, nn.Dropout(dropout)
+        self.event = Event(0, table.symbols)
+
+    def constants(self) -> None:
+        """Nothing."""
+
+    def activate(self, state: Tensor) -> Tensor:
+        """The state as it is scored."""
+        return state.softmax(-1) if self.normalise else state
+
+    def log_prob(self, state: Tensor, y: Tensor, constants: None = None) -> Tensor:
+        """Log p(y), (...)."""
+        return self.table.log_softmax(self.drop(self.activate(state)), y)
+
+    def predict(self, state: Tensor, constants: None = None) -> CategoricalDistribution:
+        """The distribution of y."""
+        return CategoricalDistribution(logits=self.table.logits(self.activate(state)), validate_args=False)
+
+    def forward(self, z: Tensor, u: None = None) -> CategoricalDistribution:
+        """The distribution of y given the state."""
+        return self.predict(z)

@@ -1,0 +1,108 @@
+"""One matrix for symbols, in and out: the tied embedding, and the features of a symbol that a move is fed."""
+
+import torch
+from torch import Tensor, nn
+
+from statespan.kernels.linear_cross_entropy import linear_log_softmax_gather
+from statespan.kernels.normalised_gather import column_logsumexp, gather_log_softmax
+from statespan.part import Part
+
+
+class Table(Part):
+    r"""E, one row a symbol and one column a state or a feature, with a bias a symbol if asked for.
+
+    Read by columns it is an HMM's emission, p(v | k) = softmax over v of E[v, k] + d[v]; read by rows it embeds
+    symbols; multiplied by a state it gives logits, E c + d. The parts of a model share one table: that is the tie.
+
+    Args:
+        symbols: V.
+        width: K, states or features.
+        bias: whether there is a d, shared by all states.
+        spread: standard deviation of the first entries.
+
+    Source:
+        Buys, Bisk and Choi, equations 4, 11, 14, 19 and 21.
+    """
+
+    def __init__(self, symbols: int, width: int, bias: bool = False, spread: float = 0.1):
+        super().__init__()
+        self.symbols, self.width = symbols, width
+        self.weight = nn.Parameter(torch.randn(symbols, width) * spread)
+        self.bias = nn.Parameter(torch.zeros(symbols)) if bias else None
+
+    @torch.no_grad()
+    def normaliser(self) -> Tensor:
+        """Log of the sum over symbols of exp(E + d), (K,): a value; `columns` knows its gradient."""
+        return column_logsumexp(self.weight, self.bias)
+
+    def columns(self, y: Tensor, normaliser: Tensor) -> Tensor:
+        """Log p(y | k) for symbols y (...): (..., K)."""
+        rows = gather_log_softmax(self.weight, self.bias, normaliser, y.reshape(-1))
+        return rows.view(*y.shape, self.width)
+
+    def log_probs(self) -> Tensor:
+        """Log p(v | k), (V, K)."""
+        logits = self.weight if self.bias is None else self.weight + self.bias[:, None]
+        return logits.log_softmax(0)
+
+    def embed(self, y: Tensor) -> Tensor:
+        """Rows of E, (..., K)."""
+        return nn.functional.embedding(y, self.weight)
+
+    def logits(self, state: Tensor) -> Tensor:
+        """E c + d, (..., V)."""
+        return nn.functional.linear(state, self.weight, self.bias)
+
+    def log_softmax(self, state: Tensor, y: Tensor) -> Tensor:
+        """Log softmax(E c + d)[y], without keeping the logits twice: (..., K) and (...) to (...)."""
+        flat = linear_log_softmax_gather(
+            state.reshape(-1, self.width).contiguous(), self.weight, self.bias, y.reshape(-1)
+        )
+        return flat.view(y.shape)
+
+
+class RawFeature(Part):
+    """The embedding as it is: e = E[y].
+
+    Args:
+        table: the embedding, often the one the emission scores with.
+        dropout: probability with which an entry of e is dropped in training.
+
+    Source:
+        Buys, Bisk and Choi, equations 19 and 24.
+    """
+
+    def __init__(self, table: Table, dropout: float = 0.0):
+        super().__init__()
+        self.table, self.drop = table, nn.Dropout(dropout)
+
+    def constants(self) -> None:
+        """Nothing."""
+
+    def forward(self, y: Tensor, constants: None = None) -> Tensor:
+        """(...) to (..., m)."""
+        return self.drop(self.table.embed(y))
+
+
+class SoftmaxFeature(Part):
+    """The embedding normalised as an HMM's emission is: e[k] = p(y | k).
+
+    Args:
+        table: the embedding.
+        dropout: probability with which an entry of e is dropped in training.
+
+    Source:
+        Buys, Bisk and Choi, equation 14.
+    """
+
+    def __init__(self, table: Table, dropout: float = 0.0):
+        super().__init__()
+        self.table, self.drop = table, nn.Dropout(dropout)
+
+    def constants(self) -> Tensor:
+        """The log normalisers, (m,)."""
+        return self.table.normaliser()
+
+    def forward(self, y: Tensor, constants: Tensor) -> Tensor:
+        """(...) to (..., m)."""
+        return self.drop(self.table.columns(y, constants).exp())
