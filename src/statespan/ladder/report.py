@@ -350,7 +350,7 @@ def _capital(words: str) -> str:
 
 def _ladder(rungs: Sequence[Rung], paper: bool) -> str:
     on_walk = _on_walk(rungs)
-    marks = ["<b>Bold</b>: the walk from the HMM to the LSTM, one change at a time."] if on_walk else []
+    marks = ["<b>Bold</b>: the walk from the HMM to the LSTM."] if on_walk else []
     if any(r.test_alone is not None for r in rungs):
         marks.append(
             'Filled mark: the state is <em>carried</em> from line to line; <span class="ring"></span> '
