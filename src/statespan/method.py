@@ -90,9 +90,7 @@ class Method(ABC):
         """The posterior mean or mode of every observation, (T, B, ...)."""
 
     @abstractmethod
-    def decode(
-        self, model: "StateSpace", constants: Tree, data: "Sequences", k: int
-    ) -> tuple[Tensor, Tensor | None]:
+    def decode(self, model: "StateSpace", constants: Tree, data: "Sequences", k: int) -> tuple[Tensor, Tensor | None]:
         """The k likeliest paths (T, B, k, ...) and their joint log-probabilities (B, k), where the method has them."""
 
     @abstractmethod
@@ -242,7 +240,7 @@ def run(
         need = need | method.scores_from
     trace = None
     found = find_kernel(model, method) if kernel else None
-    if found and need <= found.keeps | method.scores_from and data.device.type in found.devices:
+    if found and frozenset(keep) <= found.keeps and data.device.type in found.devices:
         trace = found.run(model, method, prepared, length, batch, belief, need)
     if trace is None:
         trace = _run_scan(model, method, prepared, length, batch, belief, need)
