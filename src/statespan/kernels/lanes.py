@@ -1,0 +1,179 @@
+"""What the CPU kernels share: threads over groups of sequences, single-threaded GEMMs, the order of the lanes."""
+
+import ctypes
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@functools.cache
+def _executor(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="statespan")
+
+
+os.register_at_fork(after_in_child=_executor.cache_clear)
+
+
+def parallel(function: Callable[[int], None], count: int, threads: int | None = None) -> None:
+    """Calls a function for 0 ... count - 1 on torch's number of threads, the caller's among them.
+
+    Every thread takes the next number that is left, so unequal pieces, and cores that are busy with something else,
+    even out. The function should spend its time without the GIL (Numba with `nogil`, or torch).
+
+    Args:
+        function: called once with every number.
+        count: how many numbers.
+        threads: at most so many threads; `torch.get_num_threads()` where not given.
+
+    Raises:
+        BaseException: the first that a call raised, once all threads have stopped.
+
+    Example:
+        >>> done = [False] * 5
+        >>> parallel(lambda i: done.__setitem__(i, True), 5)
+        >>> all(done)
+        True
+    """
+    threads = min(count, torch.get_num_threads() if threads is None else threads)
+    if threads <= 1:
+        for i in range(count):
+            function(i)
+        return
+    numbers = itertools.count()
+
+    def work() -> None:
+        while (i := next(numbers)) < count:
+            function(i)
+
+    pool = _executor(torch.get_num_threads() - 1 or 1)
+    futures: list[Future[None]] = [pool.submit(work) for _ in range(threads - 1)]
+    try:
+        work()
+    finally:
+        running = [future for future in futures if not future.cancel()]
+        errors = [error for future in running if (error := future.exception())]
+    if errors:
+        raise errors[0]
+
+
+@functools.cache
+def _local_threads() -> Callable[[int], int] | None:
+    """MKL's setting of the calling thread's number of threads, where torch was built with MKL."""
+    for name in ("libtorch_cpu.so", "torch_cpu.dll", "libtorch_cpu.dylib"):
+        path = Path(torch.__file__).parent / "lib" / name
+        if path.exists():
+            try:
+                function = ctypes.CDLL(str(path)).MKL_Set_Num_Threads_Local
+            except (OSError, AttributeError):
+                return None
+            function.argtypes = [ctypes.c_int]
+            function.restype = ctypes.c_int
+            return function
+    return None
+
+
+def can_split() -> bool:
+    """Whether matrix products may be spread over threads of our own, each of them single-threaded.
+
+    Example:
+        >>> isinstance(can_split(), bool)
+        True
+    """
+    return _local_threads() is not None
+
+
+@contextmanager
+def one_thread(alone: bool = True) -> Iterator[None]:
+    """Matrix products of the calling thread use no other thread inside this block (where torch uses MKL).
+
+    Args:
+        alone: False leaves everything as it is.
+
+    Example:
+        >>> with one_thread():
+        ...     float(torch.mm(torch.ones(1, 2), torch.ones(2, 1)))
+        2.0
+    """
+    setting = _local_threads() if alone else None
+    before = setting(1) if setting else 0
+    try:
+        yield
+    finally:
+        if setting:
+            setting(before)
+
+
+def pieces(count: int, parts: int) -> list[tuple[int, int]]:
+    """Cuts 0 ... count - 1 into at most `parts` ranges of nearly equal length, none of them empty.
+
+    Args:
+        count: how many items.
+        parts: at most so many ranges.
+
+    Returns:
+        Pairs (first, one past the last).
+
+    Example:
+        >>> pieces(5, 2)
+        [(0, 2), (2, 5)]
+    """
+    parts = max(1, min(parts, count))
+    edges = [count * i // parts for i in range(parts + 1)]
+    return list(itertools.pairwise(edges)) if count else []
+
+
+def longest_first(lengths: Tensor | None, steps: int, batch: int) -> tuple[Tensor, Tensor]:
+    """Order of the sequences in which the active ones are always the first ones.
+
+    Args:
+        lengths: (B,) int64, or None where all have `steps` steps.
+        steps: T.
+        batch: B.
+
+    Returns:
+        order: (B,) int64, and the lengths in that order, (B,) int64, at most T.
+
+    Example:
+        >>> longest_first(torch.tensor([1, 3, 2]), 3, 3)
+        (tensor([1, 2, 0]), tensor([3, 2, 1]))
+    """
+    if lengths is None:
+        return torch.arange(batch), torch.full((batch,), steps, dtype=torch.int64)
+    ordered, order = lengths.detach().clamp(0, steps).sort(descending=True, stable=True)
+    return order, ordered
+
+
+#: The operators of all kernels are defined in this fragment of torch's library "statespan".
+LIBRARY = torch.library.Library("statespan", "FRAGMENT")
+
+
+def define(
+    schema: str, function: Callable[..., object], fake: Callable[..., object], differentiable: bool = False
+) -> None:
+    """Defines an operator with its CPU function and its shapes.
+
+    `torch.library.custom_op` would do the same and import the compiler, about a second, with the first call.
+
+    Args:
+        schema: name, arguments and results, as `torch.library.Library.define` takes them.
+        function: what runs on the CPU.
+        fake: the same signature, gives empty results of the right shape.
+        differentiable: whether the caller registers the gradient; otherwise asking for it is an error.
+    """
+    name = "statespan::" + schema.partition("(")[0]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, function, "CPU")
+    torch.library.register_fake(name, fake, lib=LIBRARY)
+    if not differentiable:
+
+        def refuse(ctx: object, *gradients: Tensor | None) -> None:
+            raise NotImplementedError(f"{name} has no gradient: second derivatives are not implemented")
+
+        torch.library.register_autograd(name, refuse, lib=LIBRARY)
