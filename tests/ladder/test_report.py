@@ -69,12 +69,8 @@ def check(page):
     found = Page(page)
     assert "<script" not in page.lower()
     assert not [a for a in found.attributes if a[1].startswith("on")]
-    assert not [
-        a for a in found.attributes if a[1] == "src" or a[0] in {"img", "iframe", "object", "embed", "base"}
-    ]
-    fetched = [
-        a for a in found.attributes if a[0] in {"link", "use"} and not a[2].startswith(("#", "data:,"))
-    ]
+    assert not [a for a in found.attributes if a[1] == "src" or a[0] in {"img", "iframe", "object", "embed", "base"}]
+    fetched = [a for a in found.attributes if a[0] in {"link", "use"} and not a[2].startswith(("#", "data:,"))]
     assert not [a for a in fetched if a[1] in {"href", "xlink:href"}]
     assert not re.search(r"@import|url\(|https?://", page)
     assert len(found.ids) == len(set(found.ids))
@@ -193,9 +189,7 @@ def test_nothing_finished(results):
     assert "not finished" in printed(report.table(strip(results)))
 
 
-@pytest.mark.parametrize(
-    "results", [{}, {"rungs": []}, {"rungs": [{"name": "hmm"}]}, {"rungs": [{"name": ""}]}]
-)
+@pytest.mark.parametrize("results", [{}, {"rungs": []}, {"rungs": [{"name": "hmm"}]}, {"rungs": [{"name": ""}]}])
 def test_almost_nothing(results):
     check(report.render(results))
     printed(report.table(results))
@@ -258,9 +252,7 @@ def test_marks_for_em_and_own_width(example):
 def test_what_the_state_is(example):
     state = {r.name: r.state for r in records.read(example)}
     assert state["hmm/gated"] == "belief"
-    assert (
-        state["hmm/late-transition"] == state["hmm/late-emission"] == state["elman/softmax"] == "distribution"
-    )
+    assert state["hmm/late-transition"] == state["hmm/late-emission"] == state["elman/softmax"] == "distribution"
     assert state["hmm/sigmoid"] == state["elman"] == state["elman/multiplicative"] == "positive"
     assert state["lstm"] == state["elman/normalise-before-emit"] == "real"
     assert state["bigram"] == state["kneser-ney-2"] == "none"

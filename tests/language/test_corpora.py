@@ -52,9 +52,7 @@ def ids(sentences: list[Sentence]) -> list[int]:
     return [int(sentence.words[0]) for sentence in sentences]
 
 
-@pytest.mark.parametrize(
-    "content", ["a b\n\n  \nc\n", "a b\nc", "a b\r\nc\r\n", "\ufeffa b\nc", "a\tb \n c\n\n\n"]
-)
+@pytest.mark.parametrize("content", ["a b\n\n  \nc\n", "a b\nc", "a b\r\nc\r\n", "\ufeffa b\nc", "a\tb \n c\n\n\n"])
 def test_text_is_one_sentence_a_line(tmp_path, content):
     assert read_text(write(tmp_path, "a.txt", content)) == [Sentence(("a", "b")), Sentence(("c",))]
 
@@ -78,9 +76,7 @@ def test_tagged_may_be_one_giant_line(tmp_path):
 
 @pytest.mark.parametrize("token", ["dog", "/NN", "dog/", "/", "dog/|NN"])
 def test_a_token_without_word_or_tag_is_named(tmp_path, token):
-    with pytest.raises(
-        StatespanError, match=rf"line 3: token 2, '{token.replace('|', '.')}', is not word/TAG"
-    ):
+    with pytest.raises(StatespanError, match=rf"line 3: token 2, '{token.replace('|', '.')}', is not word/TAG"):
         read_tagged(write(tmp_path, "a.tagged", f"a/DT\n\nthe/DT {token}\n"))
 
 
@@ -202,9 +198,7 @@ def test_king_james():
     assert " ".join(corpus.train[0].words) == "in the beginning god created the heaven and the earth ."
     assert " ".join(corpus.train[-1].words) == "the grace of our lord jesus christ be with you all . amen ."
     verses = {" ".join(sentence.words) for part in corpus[1:] for sentence in part}
-    assert (
-        "blessed are the undefiled in the way , who walk in the law of the lord ." in verses
-    )  # not "aleph blessed"
+    assert "blessed are the undefiled in the way , who walk in the law of the lord ." in verses  # not "aleph blessed"
 
 
 def test_king_james_without_the_extra_names_it(monkeypatch):

@@ -20,8 +20,7 @@ def text(seed: int, sentences: int = 30, top: int = V) -> list[torch.Tensor]:
     draw = torch.distributions.Categorical(torch.arange(top, 0, -1.0)[2:])
     lengths = torch.randint(0, 7, (sentences,), generator=generator).tolist()
     words = [
-        torch.multinomial(draw.probs, n, replacement=True, generator=generator) + 2 if n else None
-        for n in lengths
+        torch.multinomial(draw.probs, n, replacement=True, generator=generator) + 2 if n else None for n in lengths
     ]
     return [torch.tensor([EOS]) if w is None else torch.cat([w, torch.tensor([EOS])]) for w in words]
 

@@ -62,9 +62,7 @@ def test_tag_given_word_counts():
     table = tag_given_word(words, tags, V, G)
     assert table.shape == (V, G) and torch.allclose(table.sum(1), torch.ones(V, dtype=torch.float64))
     for word in range(V):
-        of_word = [
-            int(t) for w, t in zip(words, tags, strict=True) if w == (word if word < V - 2 else 0) and t >= 0
-        ]
+        of_word = [int(t) for w, t in zip(words, tags, strict=True) if w == (word if word < V - 2 else 0) and t >= 0]
         wanted = [of_word.count(tag) / len(of_word) for tag in range(G)]
         assert table[word].tolist() == pytest.approx(wanted)
 
@@ -160,9 +158,7 @@ def test_bad_input_is_told():
         tag_given_state(torch.ones(1, 3), one, K, G)
     with pytest.raises(StatespanError, match="through_counts: state 5 is out of range"):
         through_counts(torch.tensor([K]), torch.ones(K, G), one)
-    with pytest.raises(
-        StatespanError, match=r"next_word_tag_accuracy: shapes \(1, 3\), \(12, 4\) and \(1,\)"
-    ):
+    with pytest.raises(StatespanError, match=r"next_word_tag_accuracy: shapes \(1, 3\), \(12, 4\) and \(1,\)"):
         next_word_tag_accuracy(torch.zeros(1, 3), torch.ones(V, G), one)
 
 
@@ -179,6 +175,4 @@ def test_penn_treebank():
     ids, gold = torch.cat(encode_corpus(words, vocabulary)), torch.cat(encode_tags(tagged, tags, mapping))
     assert len(tags) <= 12 and ((gold < 0) == (ids == Vocabulary.eos)).all()
     table = tag_given_word(ids, gold, len(vocabulary), len(tags))
-    assert (
-        through_counts(ids, table, gold).accuracy == many_to_one(ids, gold, len(vocabulary), len(tags)) > 0.9
-    )
+    assert through_counts(ids, table, gold).accuracy == many_to_one(ids, gold, len(vocabulary), len(tags)) > 0.9

@@ -1,5 +1,6 @@
 """Expectation maximisation."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,10 +31,11 @@ class EM(Fitter):
         iterations: at most this many.
         tolerance: stop when the log-likelihood of an observation rises by less than this; 0 never stops.
         batch: how many sequences the E-step takes at once.
-        prior: pseudo-counts added to every expected count of the initial state and the transition, and to a
-            categorical emission's: Dirichlet(1 + prior).
+        prior: pseudo-statistics of the initial state, the transition and the emission, each added to the expected
+            ones (for counts, Dirichlet(1 + prior)); a single number is added to every count.
         steps: gradient steps an iteration on parts without a closed form.
         learning_rate: of those steps (Adam).
+        callback: called after each iteration with its number, from 1, and the log-likelihood before its M-step.
 
     Source:
         Baum et al. 1970; Dempster, Laird and Rubin 1977; counts as gradients: Eisner 2016.
@@ -51,37 +53,33 @@ class EM(Fitter):
         iterations: int = 100,
         tolerance: float = 1e-6,
         batch: int = 4096,
-        prior: float = 0.0,
+        prior: float | tuple[Any, Any, Any] = 0.0,
         steps: int = 5,
         learning_rate: float = 0.01,
+        callback: Callable[[int, float], None] | None = None,
     ):
         if iterations < 1:
             raise StatespanError(f"EM(iterations={iterations}): use at least one")
-        self.iterations, self.tolerance, self.batch, self.prior = iterations, tolerance, batch, prior
+        self.iterations, self.tolerance, self.batch, self.callback = iterations, tolerance, batch, callback
+        self.prior = prior if isinstance(prior, tuple) else (prior, prior, prior)
         self.steps, self.learning_rate = steps, learning_rate
         self.history: list[float] = []
 
     def __call__(self, model: Any, data: Sequences, start: bool = False) -> float:
         """Fit in place; the log-likelihood at the last E-step."""
-        method = Forward()
-        check(method, model)
+        check(Forward(), model)
         if start and hasattr(model.emission, "begin"):
             _restart(model, data)
-        free = [
-            part
-            for part in (model.initial, model.transition, model.emission)
-            if not hasattr(part, "maximize")
-        ]
-        batches = list(_batches(data, self.batch))
+        return self.fit_batches(model, _batches(data, self.batch))
+
+    def fit_batches(self, model: Any, batches: list[Sequences]) -> float:
+        """Fit in place to sequences already in batches; the log-likelihood at the last E-step."""
+        method = Forward()
+        free = [part for part in (model.initial, model.transition, model.emission) if not hasattr(part, "maximize")]
         observations = sum(_observations(b) for b in batches)
         optimiser = None
         if free:
-            shared = {
-                id(p)
-                for part in (model.initial, model.emission)
-                if part not in free
-                for p in part.parameters()
-            }
+            shared = {id(p) for part in (model.initial, model.emission) if part not in free for p in part.parameters()}
             parameters = [p for part in free for p in part.parameters() if id(p) not in shared]
             optimiser = torch.optim.Adam(parameters, self.learning_rate)
         self.history = []
@@ -89,6 +87,8 @@ class EM(Fitter):
             likelihood, stats = self.expect(model, method, batches)
             self.history.append(likelihood)
             self.maximize(model, stats)
+            if self.callback is not None:
+                self.callback(len(self.history), likelihood)
             if optimiser is not None:
                 self._climb(model, method, batches, optimiser)
             if (
@@ -126,15 +126,13 @@ class EM(Fitter):
         """The M-step of every part that has a closed form."""
         first, counts, emission = stats
         if hasattr(model.initial, "maximize"):
-            model.initial.maximize(first + self.prior)
+            model.initial.maximize(first + self.prior[0])
         if hasattr(model.transition, "maximize"):
-            model.transition.maximize(leaves(counts)[0] + self.prior)
+            model.transition.maximize(leaves(counts)[0] + self.prior[1])
         if emission is not None:
-            model.emission.maximize(emission + self.prior if isinstance(emission, Tensor) else emission)
+            model.emission.maximize(emission + self.prior[2] if isinstance(emission, Tensor) else emission)
 
-    def _climb(
-        self, model: Any, method: Forward, batches: list[Sequences], optimiser: torch.optim.Optimizer
-    ) -> None:
+    def _climb(self, model: Any, method: Forward, batches: list[Sequences], optimiser: torch.optim.Optimizer) -> None:
         for _ in range(self.steps):
             optimiser.zero_grad()
             for data in batches:

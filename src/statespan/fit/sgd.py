@@ -58,9 +58,7 @@ class SGD(Fitter):
         if start and hasattr(model.emission, "begin"):
             model.emission.begin(data.y, data.present)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimiser = self.optimizer(
-            parameters, lr=self.learning_rate, weight_decay=self.weight_decay, **self.options
-        )
+        optimiser = self.optimizer(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, **self.options)
         count = data.shape[1]
         size = count if self.batch is None else min(self.batch, count)
         self.history = []

@@ -1,1 +1,58 @@
+"""Kernels for finite states: the forward algorithm as one operation."""
+
+from typing import Any
+
+import torch
+
+from statespan.belief import Discrete, select, with_fed
+from statespan.kernels.forward_backward import forward_backward
+from statespan.method import Prepared, Trace, register
+from statespan.methods import Forward
+from statespan.parts.finite import Dense, RowsAddition
+from statespan.tree import Shared, tree_map, unstack
+
+
+def _start(model: Any, method: Forward, prepared: Prepared, batch: int, belief: Any) -> torch.Tensor:
+    """The predicted belief about the first step, (B, K)."""
+    first = prepared.moves._replace(tables=Shared(unstack(prepared.moves.tables, 1)[0]))
+    move = unstack(first, 1)[0]
+    before = method.init(model, move, batch) if belief is None else method.predict(model, belief, move)
+    return before.probs.contiguous()
+
+
+def _trace(prepared: Prepared, log_normaliser: torch.Tensor, filtered: torch.Tensor) -> Trace:
+    """What the scan would have kept."""
+    likelihood = prepared.likelihoods
+    state = with_fed(Discrete(filtered), likelihood.fed)
+    if prepared.lengths is None:
+        last = tree_map(lambda x: x[-1], state)
+    else:
+        last = select(state, prepared.lengths - 1)
+    return Trace(filtered=state, last=last, log_prob=log_normaliser + likelihood.log_scale)
+
+
+@register(Forward, Dense, keeps=("filtered", "last", "log_prob"))
+def dense(
+    model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
+) -> Trace:
+    """A stochastic matrix that does not vary with time."""
+    predicted = _start(model, method, prepared, batch, belief)
+    table, value = prepared.moves.tables.value, prepared.likelihoods.value
+    return _trace(prepared, *forward_backward(predicted, table, value, prepared.lengths))
+
+
+@register(Forward, RowsAddition, keeps=("filtered", "last", "log_prob"))
+def addition(
+    model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
+) -> Trace | None:
+    """Addition feeding: exp(W) is the matrix, each step's row factors scale the belief, its column factors the likelihood."""
+    likelihood = prepared.likelihoods
+    if likelihood.fed.observed is not None and not bool(likelihood.fed.observed.all()):
+        return None
+    predicted = _start(model, method, prepared, batch, belief)
+    drive, one = likelihood.fed.value, torch.ones_like(likelihood.value[:1])
+    row, column = (torch.cat([one, x[:-1]]) for x in (drive.row, drive.column))
+    value = likelihood.value * column
+    return _trace(prepared, *forward_backward(predicted, prepared.moves.tables.value, value, prepared.lengths, row))
+
 

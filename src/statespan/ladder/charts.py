@@ -129,13 +129,9 @@ def ladder(rungs: Sequence[Rung], walk: Container[int], paper: bool) -> str:
         return '<p class="empty">No rung has finished, so there is nothing to draw.</p>'
     seen = [v for r in rungs for v in (r.test, r.test_alone, r.paper if paper else None) if v is not None]
     axis = Axis.around(seen, limit=4 * done[len(done) // 2])
-    lines = sorted(
-        (r for r in rungs if r.counts and r.finished and _is_kneser_ney(r)), key=lambda r: r.test or 0.0
-    )
+    lines = sorted((r for r in rungs if r.counts and r.finished and _is_kneser_ney(r)), key=lambda r: r.test or 0.0)
     lines = lines if len(lines) < 3 else [lines[0], lines[-1]]
-    grid = "".join(
-        f'<line class="grid" x1="{axis.at(t)}%" x2="{axis.at(t)}%" y1="0" y2="100%"/>' for t in axis.ticks()
-    )
+    grid = "".join(f'<line class="grid" x1="{axis.at(t)}%" x2="{axis.at(t)}%" y1="0" y2="100%"/>' for t in axis.ticks())
     grid += "".join(
         f'<line class="guide" x1="{axis.at(r.test)}%" x2="{axis.at(r.test)}%" y1="0" y2="100%"/>'
         for r in lines
@@ -244,9 +240,7 @@ def race(rungs: Sequence[Rung], height: int = 340) -> str:
     for tick in across.ticks():
         anchor = "start" if tick == 0 else "middle"
         label = f"{tick:g} s" if longest < 300 else f"{tick / 60:.3g} min"
-        parts.append(
-            f'<text x="{across.at(tick)}%" y="{height}" dy="18" text-anchor="{anchor}">{label}</text>'
-        )
+        parts.append(f'<text x="{across.at(tick)}%" y="{height}" dy="18" text-anchor="{anchor}">{label}</text>')
     ends = [height * (1 - up.at(series[r.index][-1][1]) / 100) for r in shown]
     keys = []
     for i, (rung, y, label_y) in enumerate(zip(shown, ends, spread(ends, 17, height), strict=True), start=1):
@@ -279,9 +273,7 @@ def small_multiples(rungs: Sequence[Rung], height: int = 84) -> str:
         return ""
     across = Axis(0.0, max(s[-1][0] for s in series.values()) or 1.0, log=False)
     ghosts = "".join(f'<polyline points="{_line(series[r.index], across, up)}"/>' for r in shown)
-    frame = (
-        f'<svg class="plot" width="100%" height="{height}" viewBox="0 0 100 100" preserveAspectRatio="none">'
-    )
+    frame = f'<svg class="plot" width="100%" height="{height}" viewBox="0 0 100 100" preserveAspectRatio="none">'
     ticks = up.ticks(2)
     ticks = [ticks[0], ticks[-1]] if len(ticks) > 3 else ticks
     scale = ""
@@ -361,8 +353,7 @@ def scatter(rungs: Sequence[Rung], first: Iterable[int], height: int = 380) -> s
             f"{labels.get(i, '')}</g>"
         )
     parts.append(
-        f'<text class="axis" x="100%" y="{height}" dy="36" text-anchor="end">test perplexity, carried '
-        "→</text>"
+        f'<text class="axis" x="100%" y="{height}" dy="36" text-anchor="end">test perplexity, carried →</text>'
     )
     parts.append('<text class="axis" x="0" y="-12" dx="-40">↑ tag of the next word guessed right</text>')
     drawn = "".join(parts)

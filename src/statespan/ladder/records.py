@@ -162,9 +162,7 @@ def load(directory: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not UTF-8 text; {again}") from None
     rungs = results.get("rungs") if isinstance(results, dict) else None
-    if not isinstance(rungs, list) or not all(
-        isinstance(r, dict) and isinstance(r.get("name"), str) for r in rungs
-    ):
+    if not isinstance(rungs, list) or not all(isinstance(r, dict) and isinstance(r.get("name"), str) for r in rungs):
         raise ValueError(f"{path}: has no list `rungs` of named rungs, so it is no ladder's results; {again}")
     return results
 

@@ -135,9 +135,7 @@ def render(results: Mapping[str, Any]) -> str:
     ]
     sections = [s for s in sections if s[2]]
     links = " ".join(f'<a href="#{key}">{escape(name)}</a>' for key, name, _ in sections)
-    body = "".join(
-        f'<section id="{key}"><h2>{escape(name)}</h2>{content}</section>' for key, name, content in sections
-    )
+    body = "".join(f'<section id="{key}"><h2>{escape(name)}</h2>{content}</section>' for key, name, content in sections)
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -222,8 +220,7 @@ def _changes(step: Step) -> str:
         old, new = getattr(step.before, choice), getattr(step.after, choice)
         if old != new:
             rows.append(
-                f"<li>{choice}: <code>{escape(old or 'none')}</code> → <code>{escape(new or 'none')}</code>"
-                "</li>"
+                f"<li>{choice}: <code>{escape(old or 'none')}</code> → <code>{escape(new or 'none')}</code></li>"
             )
     return f'<ul class="changes">{"".join(rows)}</ul>' if rows else ""
 
@@ -262,15 +259,9 @@ def _summary(rungs: Sequence[Rung], results: Mapping[str, Any]) -> str:
     own = sum(r.own_width for r in models)
     if budget is not None:
         sentence += f", each with about {show_count(budget)} parameters"
-        sentence += (
-            f" ({'one' if own == 1 else own} more at {'its' if own == 1 else 'their'} own width)"
-            if own
-            else ""
-        )
+        sentence += f" ({'one' if own == 1 else own} more at {'its' if own == 1 else 'their'} own width)" if own else ""
     said.append(
-        sentence.replace(
-            f"{len(models)} rungs", f"{len(models) - (own if budget is not None else 0)} rungs", 1
-        )
+        sentence.replace(f"{len(models)} rungs", f"{len(models) - (own if budget is not None else 0)} rungs", 1)
     )
     unfinished = [r for r in rungs if not r.finished]
     if not equal:
@@ -299,15 +290,9 @@ def _summary(rungs: Sequence[Rung], results: Mapping[str, Any]) -> str:
         beaten = sum((r.test or math.inf) < (top.test or 0.0) for r in equal)
         who = f"{beaten} of the {len(equal)} trained rungs" if beaten else "none of the trained rungs"
         beat = "beats" if beaten == 1 else "beat"
-        said.append(
-            f"{_strong(top)}, which only counts, reaches {show_perplexity(top.test)}: {who} {beat} it"
-        )
+        said.append(f"{_strong(top)}, which only counts, reaches {show_perplexity(top.test)}: {who} {beat} it")
     if unfinished:
-        names = (
-            _join([escape(r.title) for r in unfinished])
-            if len(unfinished) < 4
-            else f"{len(unfinished)} rungs"
-        )
+        names = _join([escape(r.title) for r in unfinished]) if len(unfinished) < 4 else f"{len(unfinished)} rungs"
         said.append(f"{names} did not finish")
     return ". ".join(said) + "."
 
@@ -327,9 +312,7 @@ def _walk_in_words(rungs: Sequence[Rung], hmm: Rung | None, lstm: Rung | None) -
         for share, s in gains[:3]
         if share >= 0.1
     ]
-    lead = (
-        f"Of the way from HMM to {_strong(lstm)} ({show_perplexity(lstm.test)}), counted in log-perplexity, "
-    )
+    lead = f"Of the way from HMM to {_strong(lstm)} ({show_perplexity(lstm.test)}), counted in log-perplexity, "
     said = [f"{lead}the biggest steps were {_join(most)}"] if most else []
     little = [escape(s.words) for share, s in gains if abs(share) < 0.05]
     costly = [f"{escape(s.words)} ({-100 * share:.0f} %)" for share, s in gains if share <= -0.05]
@@ -360,9 +343,7 @@ def _ladder(rungs: Sequence[Rung], paper: bool) -> str:
     if any(r.by_em for r in rungs):
         marks.append('<abbr class="chip">EM</abbr> trained by expectation-maximization.')
     if any(r.own_width and not r.counts for r in rungs):
-        marks.append(
-            '<abbr class="chip own">own width</abbr> not at the common parameter budget: not to be compared.'
-        )
+        marks.append('<abbr class="chip own">own width</abbr> not at the common parameter budget: not to be compared.')
     if paper:
         marks.append("× the paper’s figure, on its validation text and at 10 million parameters.")
     return (
@@ -489,9 +470,7 @@ def _full_table(rungs: Sequence[Rung], paper: bool) -> str:
     }
     heads = "<th>condition</th><th>move</th><th>feed</th><th>score</th><th>inference</th><th>trained by</th>"
     heads += '<th class="n">width</th><th class="n">parameters</th>'
-    heads += (
-        '<th class="n">valid.</th><th class="n">test</th><th class="n">valid.</th><th class="n">test</th>'
-    )
+    heads += '<th class="n">valid.</th><th class="n">test</th><th class="n">valid.</th><th class="n">test</th>'
     figure = '<th class="n" rowspan="2">paper,<br>valid.</th>' if paper else ""
     rows = []
     section = ""
@@ -543,9 +522,7 @@ def _full_row(rung: Rung, best: Mapping[str, float | None], paper: bool) -> str:
     trained = f'{escape(rung.trainer)}<span class="under">{recipe}</span>'
     cells = [escape(getattr(rung, choice)) or "–" for choice in CHOICES]
     cells = [f"<code>{cell}</code>" if "(" in cell else cell for cell in cells]
-    choices = "".join(
-        f'<td class="{choice}">{cell}</td>' for choice, cell in zip(CHOICES, cells, strict=True)
-    )
+    choices = "".join(f'<td class="{choice}">{cell}</td>' for choice, cell in zip(CHOICES, cells, strict=True))
     if rung.counts:
         choices = '<td colspan="4">counts of word sequences</td>'
     name = f'<span class="under"><code>{escape(rung.name).replace("/", "/<wbr>")}</code></span>'
@@ -570,8 +547,7 @@ def _tags(rungs: Sequence[Rung], results: Mapping[str, Any]) -> str:
         return ""
     best = {key: max(v for r in tagged if (v := (r.tags or {}).get(key)) is not None) for key in columns}
     heads = "".join(
-        f'<th class="n">{TAG_COLUMNS[k][0]}<span class="under">saw {TAG_COLUMNS[k][1]}</span></th>'
-        for k in columns
+        f'<th class="n">{TAG_COLUMNS[k][0]}<span class="under">saw {TAG_COLUMNS[k][1]}</span></th>' for k in columns
     )
     rows = []
     for rung in tagged:
@@ -647,9 +623,7 @@ def _samples(rungs: Sequence[Rung]) -> str:
     for rung in shown:
         lines = []
         for sample in rung.samples[:MOST_SAMPLES]:
-            short = (
-                sample if len(sample) <= LONGEST_SAMPLE else sample[:LONGEST_SAMPLE].rsplit(" ", 1)[0] + " …"
-            )
+            short = sample if len(sample) <= LONGEST_SAMPLE else sample[:LONGEST_SAMPLE].rsplit(" ", 1)[0] + " …"
             lines.append(f'<p dir="auto">{escape(short)}</p>')
         parts.append(
             f"<article><h3>{mark(rung.state)}{escape(rung.title)}{chips(rung)} "
@@ -672,9 +646,7 @@ def _run(rungs: Sequence[Rung], results: Mapping[str, Any]) -> str:
         "Command": f"<code>{escape(command)}</code>" if command else "",
         "Text": escape(text(corpus.get("name")) + (f": {words} words" if words else "")),
         "Vocabulary": escape(known),
-        "Budget": f"{show_count(budget)} parameters a rung; widths follow from it"
-        if budget is not None
-        else "",
+        "Budget": f"{show_count(budget)} parameters a rung; widths follow from it" if budget is not None else "",
         "Machine": escape(text(results.get("machine"))),
         "Version": escape(f"statespan {version}" if version else ""),
         "Seed": escape(text(results.get("seed"))),

@@ -127,9 +127,7 @@ RAW = Choice("raw", _of_table(RawFeature), "raw", fed=True, dropped=True)
 FEEDS = {c.name: c for c in (NOTHING, NORMALISED, RAW)}
 
 MIXTURE = Choice("mixture", _of_table(Mixture), "mixture", D, exact=True)
-MIXTURE_NORMALISED = Choice(
-    "mixture-normalised", _of_table(Mixture, normalise=True), "mixture over normalised c", P
-)
+MIXTURE_NORMALISED = Choice("mixture-normalised", _of_table(Mixture, normalise=True), "mixture over normalised c", P)
 SOFTMAX = Choice("softmax", _of_table(Softmax), "softmax(E c)", dropped=True)
 SOFTMAX_SOFTMAX = Choice(
     "softmax-softmax", _of_table(Softmax, normalise=True), "softmax(E softmax(c))", R, dropped=True
@@ -251,9 +249,7 @@ def check(name: str, rung: Rung) -> Rung:
     if users and not feed.fed:
         raise clash(f"{users[0].name} uses what is fed, and feed none feeds nothing; choose raw or softmax")
     if feed.fed and not users:
-        raise clash(
-            f"feed {feed.name} is used by neither condition {condition.name} nor move {move.name}; choose none"
-        )
+        raise clash(f"feed {feed.name} is used by neither condition {condition.name} nor move {move.name}; choose none")
     return rung
 
 
@@ -367,9 +363,7 @@ def ladder(
     if not 0 <= start < vocabulary:
         raise StatespanError(f"start={start} is no symbol; choose one of 0..{vocabulary - 1}")
     if (width is None) == (parameters is None):
-        raise StatespanError(
-            f"rung {name!r} needs either width= or parameters=, not {'both' if width else 'neither'}"
-        )
+        raise StatespanError(f"rung {name!r} needs either width= or parameters=, not {'both' if width else 'neither'}")
     if width is None:
         width = width_for(name, rung, vocabulary, int(parameters or 0), tied)
     if width < 1:

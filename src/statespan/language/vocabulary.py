@@ -130,9 +130,7 @@ class Vocabulary:
         numbers: list[int] = torch.as_tensor(ids).tolist()
         for position, number in enumerate(numbers):
             if not 0 <= number < len(self):
-                raise StatespanError(
-                    f"decode, position {position}: {number} is no word; give 0 to {len(self) - 1}"
-                )
+                raise StatespanError(f"decode, position {position}: {number} is no word; give 0 to {len(self) - 1}")
         return [self.words[number] for number in numbers]
 
     def __len__(self) -> int:
