@@ -182,3 +182,32 @@ def softmax_rows(first, last, scores, bias, biased, index, result, inverse):
             summed += part[i]
         result[n] = np.float64(picked) - np.float64(one[0]) - np.log(summed)
         inverse[n] = 1.0 / summed
+
+
+@njit(**OPTIONS)
+def scale_rows(rows, factors, result):
+    """result[n] = factors[n] rows[n]."""
+    for n in range(rows.shape[0]):
+        for k in range(rows.shape[1]):
+            result[n, k] = factors[n] * rows[n, k]
+
+
+@njit(**OPTIONS)
+def finish_hidden(first, last, shares, gradient, index, weight, result):
+    """result[n] = shares[n] result[n] + gradient[n] weight[index[n]] for rows first ... last - 1."""
+    for n in range(first, last):
+        v = index[n]
+        for k in range(weight.shape[1]):
+            result[n, k] = shares[n] * result[n, k] + gradient[n] * weight[v, k]
+
+
+@njit(**OPTIONS)
+def finish_weight(first, last, gradient, index, hidden, result, g_bias, biased):
+    """Adds gradient[n] hidden[n] to row index[n] of the result, where that is one of first ... last - 1."""
+    for n in range(hidden.shape[0]):
+        v = index[n]
+        if first <= v < last:
+            for k in range(hidden.shape[1]):
+                result[v, k] += gradient[n] * hidden[n, k]
+            if biased:
+                g_bias[v] += gradient[n]
