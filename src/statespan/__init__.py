@@ -12,6 +12,7 @@ from statespan.families import hmm, linear_gaussian
 from statespan.files import load
 from statespan.fit import EM, SGD
 from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
+from statespan.kernels import recurrence as _recurrence_kernel
 from statespan.kernels import recurrent as _recurrent_kernels  # noqa: F401
 from statespan.ladder.rungs import LADDER, elman, gru, jordan, ladder, lstm
 from statespan.method import Method, kernels, register, run, scan
@@ -28,18 +29,19 @@ from statespan.verbs import Stream
 from statespan.version import __version__
 
 __all__ = [
+    "EM",
+    "LADDER",
+    "SGD",
     "Best",
     "Categorical",
     "Dense",
     "Discrete",
-    "EM",
     "Forecast",
     "Forward",
     "Gaussian",
     "GaussianBelief",
     "Hidden",
     "Kalman",
-    "LADDER",
     "Linear",
     "MaxProduct",
     "Method",
@@ -50,7 +52,6 @@ __all__ = [
     "Point",
     "Posterior",
     "Recurrent",
-    "SGD",
     "Sequences",
     "Shared",
     "Start",

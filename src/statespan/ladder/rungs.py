@@ -101,7 +101,7 @@ SIGMOID = Choice("sigmoid", _of_width(Nonlinear), "sigmoid(W s)", R, P)
 SIGMOID_ADD = Choice("sigmoid-add", _of_width(Nonlinear, fed=True), "sigmoid(W c + U e)", R, P, True)
 SIGMOID_TIMES = Choice("sigmoid-times", _of_width(Multiplicative), "sigmoid((W c)(U e))", R, P, True)
 LATE_SIGMOID = Choice("late-sigmoid", _of_width(LateSigmoid), "W sigmoid(c) + U e", R, R, True)
-JORDAN = Choice("jordan", Jordan, "sigmoid(W E'(E c) + U e)", R, P, True)
+JORDAN = Choice("jordan", _of_width(Jordan), "sigmoid(U (e + c))", R, P, True)
 FORGET = Choice("forget", _of_width(Forget), "U e", R, R, True)
 GRU = Choice("gru", lambda width, table: Gated(nn.GRUCell(width, width)), "GRU cell", R, R, True)
 LSTM = Choice(
@@ -435,7 +435,7 @@ def elman(vocabulary: int, width: int | None = None, **options: Any) -> StateSpa
 
 
 def jordan(vocabulary: int, width: int | None = None, **options: Any) -> StateSpace:
-    r"""The last output fed back, before its softmax, through the tied embedding; `ladder("jordan", ...)`.
+    r"""c_t = sigmoid(U (e_{t-1} + c_{t-1}) + b): the last output fed back; `ladder("jordan", ...)`.
 
     Args:
         vocabulary: V.

@@ -4,7 +4,9 @@ A `Cell` is three choices: how the state is conditioned on the symbol just seen,
 and how the state moves. The stochastic-matrix moves of `parts/finite.py` serve here as they are.
 """
 
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,36 @@ from torch.distributions import Distribution
 from statespan.part import CellTransition, Part
 from statespan.parts.symbols import Table
 from statespan.tree import Lazy, Shared, Tree, tree_map
+
+
+class LinearMove(ABC):
+    """A move that is one matrix product between two elementwise functions: c = after(before(s) W, fed).
+
+    It says the derivatives of the two, so that a kernel can run a whole window without a graph a step, and pool the
+    gradient of W into one product. `adds` says that what is fed is added to the product.
+    """
+
+    adds: ClassVar[bool] = True
+
+    @abstractmethod
+    def linear(self, tables: Tree) -> tuple[Tensor, Tensor | None]:
+        """W, and what stands in for `fed` where nothing is fed."""
+
+    @abstractmethod
+    def before(self, state: Tensor) -> Tensor:
+        """What is multiplied."""
+
+    @abstractmethod
+    def before_backward(self, gradient: Tensor, state: Tensor, before: Tensor) -> Tensor:
+        """The gradient at the state."""
+
+    @abstractmethod
+    def after(self, product: Tensor, fed: Tensor) -> Tensor:
+        """The next state."""
+
+    @abstractmethod
+    def after_backward(self, gradient: Tensor, product: Tensor, state: Tensor, fed: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients at the product and at what is fed."""
 
 
 class Bayes(Part):
@@ -43,6 +75,12 @@ class Bayes(Part):
         joint = state * column
         return joint / joint.sum(-1, keepdim=True).clamp_min(torch.finfo(joint.dtype).tiny)
 
+    def absorb_backward(self, gradient: Tensor, state: Tensor, column: Tensor, absorbed: Tensor) -> tuple[Any, Any]:
+        """The gradients at the state and at the column."""
+        total = (state * column).sum(-1, keepdim=True).clamp_min(torch.finfo(state.dtype).tiny)
+        joint = (gradient - (gradient * absorbed).sum(-1, keepdim=True)) / total
+        return joint * column, joint * state
+
 
 class Keep(Part):
     """No conditioning: the symbol acts through what is fed alone.
@@ -60,6 +98,10 @@ class Keep(Part):
     def absorb(self, state: Tree, column: None) -> Tree:
         """The state as it was."""
         return state
+
+    def absorb_backward(self, gradient: Tensor, state: Tensor, column: None, absorbed: Tensor) -> tuple[Any, Any]:
+        """The gradients at the state and at nothing."""
+        return gradient, None
 
 
 class Product(Part):
@@ -80,14 +122,35 @@ class Product(Part):
         """C e."""
         return state * column
 
+    def absorb_backward(self, gradient: Tensor, state: Tensor, column: Tensor, absorbed: Tensor) -> tuple[Any, Any]:
+        """The gradients at the state and at the feature."""
+        return gradient * column, gradient * state
 
-class Nonlinear(Part):
-    r"""c = f(W s + b), or fed, f(W s + U e + b); f is the sigmoid or the softmax.
+
+class Activation(NamedTuple):
+    """An elementwise or row-wise function and its derivative, from gradient and output."""
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+ACTIVATIONS = {
+    "sigmoid": Activation(torch.sigmoid, torch.ops.aten.sigmoid_backward),
+    "softmax": Activation(
+        lambda x: x.softmax(-1), lambda g, y: torch.ops.aten._softmax_backward_data(g, y, -1, y.dtype)
+    ),
+    "tanh": Activation(torch.tanh, torch.ops.aten.tanh_backward),
+}
+"""Non-linearities by the name a `Nonlinear` is made with."""
+
+
+class Nonlinear(Part, LinearMove):
+    r"""c = f(W s + b), or fed, f(W s + U e + b).
 
     Args:
         width: m.
         fed: whether U e is added.
-        activation: "sigmoid" or "softmax".
+        activation: f, a key of `ACTIVATIONS`.
 
     Source:
         Buys, Bisk and Choi, equations 20, 27, 29, 31, 33 and 35.
@@ -99,7 +162,7 @@ class Nonlinear(Part):
         self.bias = nn.Parameter(torch.zeros(width))
         self.input = nn.Linear(width, width, bias=False) if fed else None
         self.fed = fed
-        self.activation = {"sigmoid": torch.sigmoid, "softmax": _softmax}[activation]
+        self.activation = activation
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """W' and b."""
@@ -116,10 +179,31 @@ class Nonlinear(Part):
     def push(self, state: Tensor, tables: tuple[Tensor, Tensor], fed: Tensor | None) -> Tensor:
         """The next state."""
         weight, bias = tables
-        return self.activation(torch.addmm(bias if fed is None else fed, state, weight))
+        return ACTIVATIONS[self.activation].forward(torch.addmm(bias if fed is None else fed, state, weight))
+
+    def linear(self, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """W' and b."""
+        return tables
+
+    def before(self, state: Tensor) -> Tensor:
+        """The state."""
+        return state
+
+    def before_backward(self, gradient: Tensor, state: Tensor, before: Tensor) -> Tensor:
+        """The gradient itself."""
+        return gradient
+
+    def after(self, product: Tensor, fed: Tensor) -> Tensor:
+        """F of the sum."""
+        return ACTIVATIONS[self.activation].forward(product.add_(fed))
+
+    def after_backward(self, gradient: Tensor, product: Tensor, state: Tensor, fed: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for both."""
+        inner = ACTIVATIONS[self.activation].backward(gradient, state)
+        return inner, inner
 
 
-class LateSigmoid(Part):
+class LateSigmoid(Part, LinearMove):
     r"""c = W sigmoid(s) + U e + b: the state is carried before its non-linearity.
 
     Args:
@@ -152,8 +236,28 @@ class LateSigmoid(Part):
         """The next state."""
         return torch.addmm(fed, state.sigmoid(), tables)
 
+    def linear(self, tables: Tensor) -> tuple[Tensor, None]:
+        """W'."""
+        return tables, None
 
-class Multiplicative(Part):
+    def before(self, state: Tensor) -> Tensor:
+        """sigmoid(s)."""
+        return state.sigmoid()
+
+    def before_backward(self, gradient: Tensor, state: Tensor, before: Tensor) -> Tensor:
+        """Through the sigmoid."""
+        return torch.ops.aten.sigmoid_backward(gradient, before)
+
+    def after(self, product: Tensor, fed: Tensor) -> Tensor:
+        """The sum."""
+        return product.add_(fed)
+
+    def after_backward(self, gradient: Tensor, product: Tensor, state: Tensor, fed: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for both."""
+        return gradient, gradient
+
+
+class Multiplicative(Part, LinearMove):
     r"""c = sigmoid((W s)(U e + b)): multiplicative integration.
 
     Args:
@@ -164,6 +268,7 @@ class Multiplicative(Part):
     """
 
     fed = True
+    adds = False
 
     def __init__(self, width: int):
         super().__init__()
@@ -187,49 +292,84 @@ class Multiplicative(Part):
         """The next state."""
         return ((state @ tables) * fed).sigmoid()
 
+    def linear(self, tables: Tensor) -> tuple[Tensor, None]:
+        """W'."""
+        return tables, None
 
-class Jordan(Part):
-    r"""c = sigmoid(W E' o / V + U e + b) with o = E s + d, the last output fed back.
+    def before(self, state: Tensor) -> Tensor:
+        """The state."""
+        return state
 
-    Feeding back the whole output distribution costs V m both ways inside the loop. Fed back before its softmax, the
-    output meets the tied embedding twice, E'E s + E'd, an m x m matrix made once: the loop costs what Elman's costs.
+    def before_backward(self, gradient: Tensor, state: Tensor, before: Tensor) -> Tensor:
+        """The gradient itself."""
+        return gradient
+
+    def after(self, product: Tensor, fed: Tensor) -> Tensor:
+        """The sigmoid of the product."""
+        return (product * fed).sigmoid_()
+
+    def after_backward(self, gradient: Tensor, product: Tensor, state: Tensor, fed: Tensor) -> tuple[Tensor, Tensor]:
+        """Through the sigmoid, then through the product."""
+        inner = torch.ops.aten.sigmoid_backward(gradient, state)
+        return inner * fed, inner * product
+
+
+class Jordan(Part, LinearMove):
+    r"""c = sigmoid(U (e + s) + b): the last output is fed back, and enters as a symbol does.
+
+    A Jordan network feeds back its output. Feeding back the whole distribution over V symbols costs V m both ways
+    inside the loop; under a tied embedding the state s, which E turns into logits, already is an embedding of what is
+    predicted, so it is fed back in that space, through the same U that the last symbol's embedding goes through.
 
     Args:
         width: m.
-        table: E and d.
 
     Source:
-        Jordan 1986; the linear feedback is ours.
+        Jordan 1986; the feedback in the embedding's space is ours.
     """
 
     fed = True
 
-    def __init__(self, width: int, table: Table):
+    def __init__(self, width: int):
         super().__init__()
-        self.table = table
-        self.weight = nn.Parameter(torch.randn(width, width) / width**0.5)
         self.input = nn.Linear(width, width)
 
-    def constants(self) -> tuple[Tensor, Tensor]:
-        """E'E W / V and E'd W / V + b."""
-        e = self.table.weight
-        gram = (e.T @ e) / len(e)
-        shift = (
-            torch.zeros_like(self.input.bias) if self.table.bias is None else (self.table.bias @ e) / len(e)
-        )
-        return gram @ self.weight, shift @ self.weight + self.input.bias
+    def constants(self) -> Tensor:
+        """U'."""
+        return self.input.weight.T
 
-    def tables(self, u: Tree, constants: tuple[Tensor, Tensor]) -> Shared:
-        """The first of the constants."""
-        return Shared(constants[0])
+    def tables(self, u: Tree, constants: Tensor) -> Shared:
+        """U'."""
+        return Shared(constants)
 
-    def drive(self, e: Tensor, constants: tuple[Tensor, Tensor]) -> Tensor:
-        """U e and the constant."""
-        return nn.functional.linear(e, self.input.weight, constants[1])
+    def drive(self, e: Tensor, constants: Tensor) -> Tensor:
+        """U e + b."""
+        return self.input(e)
 
     def push(self, state: Tensor, tables: Tensor, fed: Tensor) -> Tensor:
         """The next state."""
         return torch.addmm(fed, state, tables).sigmoid()
+
+    def linear(self, tables: Tensor) -> tuple[Tensor, None]:
+        """U'."""
+        return tables, None
+
+    def before(self, state: Tensor) -> Tensor:
+        """The state."""
+        return state
+
+    def before_backward(self, gradient: Tensor, state: Tensor, before: Tensor) -> Tensor:
+        """The gradient itself."""
+        return gradient
+
+    def after(self, product: Tensor, fed: Tensor) -> Tensor:
+        """The sigmoid of the sum."""
+        return product.add_(fed).sigmoid_()
+
+    def after_backward(self, gradient: Tensor, product: Tensor, state: Tensor, fed: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for both."""
+        inner = torch.ops.aten.sigmoid_backward(gradient, state)
+        return inner, inner
 
 
 class Forget(Part):
@@ -344,8 +484,8 @@ class Cell(Part, CellTransition):
 
     @property
     def operator(self) -> Any:
-        """What chooses a kernel: the torch cell where there is one."""
-        return getattr(self.move, "operator", self)
+        """What chooses a kernel: the move, or the torch cell inside it."""
+        return getattr(self.move, "operator", self.move)
 
     def constants(self) -> "Cell.Constants":
         """The parts' constants."""
@@ -382,7 +522,3 @@ class Cell(Part, CellTransition):
         """What to feed when the symbol is missing: the mean of what each symbol would, under the prediction."""
         probs: Any = getattr(prediction, "probs", None)
         return tree_map(lambda x: probs @ x, constants.every.value)
-
-
-def _softmax(x: Tensor) -> Tensor:
-    return x.softmax(-1)
