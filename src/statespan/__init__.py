@@ -12,7 +12,7 @@ from statespan.families import hmm, linear_gaussian
 from statespan.files import load
 from statespan.fit import EM, SGD
 from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
-from statespan.kernels import recurrence as _recurrence_kernel
+from statespan.kernels import recurrence as _recurrence_kernel  # noqa: F401
 from statespan.kernels import recurrent as _recurrent_kernels  # noqa: F401
 from statespan.ladder.rungs import LADDER, elman, gru, jordan, ladder, lstm
 from statespan.method import Method, kernels, register, run, scan

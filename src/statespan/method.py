@@ -39,19 +39,24 @@ class Prepared(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What a run kept: beliefs stacked (T, B, ...), the belief at each sequence's own end, log_prob (T, B)."""
+    """What a run kept: beliefs stacked (T, B, ...), the belief at each sequence's own end, log_prob (T, B), paths.
+
+    `paths` is a pair, state paths (T, B, k) with -1 past each end and their log-probabilities (B, k); only a kernel
+    gives it, and a method that decodes reads it off the filtered beliefs otherwise (`scores_from`).
+    """
 
     predicted: Any = None
     filtered: Any = None
     last: Any = None
     log_prob: Tensor | None = None
+    paths: tuple[Tensor, Tensor] | None = None
 
 
 class Method(ABC):
     """An inference method. Final classes below `methods/` implement it; each acts, none is configuration.
 
     `accepts` names the interface it needs of each part: (initial, transition, emission).
-    `scores_from` names the fields of `Trace` that `score` reads.
+    `scores_from` names the fields of `Trace` that its scores and paths are read off.
     """
 
     accepts: ClassVar[tuple[type, type, type]]
@@ -222,7 +227,7 @@ def run(
         method: the method.
         data: the sequences.
         belief: the belief carried in; None starts from the initial part.
-        keep: which fields of `Trace` to keep: predicted, filtered, last, log_prob.
+        keep: which fields of `Trace` to keep: predicted, filtered, last, log_prob, paths.
         constants: what `method.constants` returned, when it is used again and again.
         prepared: what `prepare` returned, when the caller needs its leaves (for gradients).
         kernel: False forces the scan.
@@ -236,7 +241,7 @@ def run(
     if prepared is None:
         prepared = prepare(model, method, data, constants)
     need = frozenset(keep)
-    if "log_prob" in need:
+    if need & {"log_prob", "paths"}:
         need = need | method.scores_from
     trace = None
     found = find_kernel(model, method) if kernel else None

@@ -6,8 +6,9 @@ import torch
 
 from statespan.belief import Discrete, select, with_fed
 from statespan.kernels.forward_backward import forward_backward
+from statespan.kernels.viterbi import max_product
 from statespan.method import Prepared, Trace, register
-from statespan.methods import Forward
+from statespan.methods import Forward, MaxProduct
 from statespan.parts.finite import Dense, RowsAddition
 from statespan.tree import Shared, tree_map, unstack
 
@@ -56,3 +57,18 @@ def addition(
     return _trace(prepared, *forward_backward(predicted, prepared.moves.tables.value, value, prepared.lengths, row))
 
 
+
+
+@register(MaxProduct, Dense, keeps=("paths",))
+def viterbi(
+    model: Any, method: MaxProduct, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
+) -> Trace | None:
+    """The best path of each sequence; more than one is left to the scan."""
+    if method.k > 1 or belief is not None:
+        return None
+    likelihood = prepared.likelihoods
+    initial = prepared.moves.initial.value.log().expand(batch, -1).contiguous()
+    log = likelihood.value.log() + likelihood.log_scale[..., None].to(likelihood.value.dtype)
+    with torch.no_grad():
+        score, path = max_product(initial, prepared.moves.tables.value.log(), log, prepared.lengths)
+    return Trace(paths=(path[..., None], score[:, None]))

@@ -26,6 +26,7 @@ class MaxProduct(Method):
     """
 
     accepts = ACCEPTS
+    scores_from = frozenset({"filtered"})
 
     def __init__(self, k: int = 1):
         if k < 1:
@@ -49,9 +50,7 @@ class MaxProduct(Method):
         initial: Any = move.initial
         score = initial.log().expand(batch, -1)
         rest = score.new_full((*score.shape, self.k - 1), -torch.inf)
-        return Best(
-            torch.cat([score[..., None], rest], -1), torch.zeros(*score.shape, self.k, dtype=torch.long)
-        )
+        return Best(torch.cat([score[..., None], rest], -1), torch.zeros(*score.shape, self.k, dtype=torch.long))
 
     def predict(self, model: Any, belief: Any, move: Moves) -> Best:
         """The k best ways into each state."""
@@ -103,8 +102,8 @@ class MaxProduct(Method):
             Paths (T, B, k), -1 past each end, and their joint log-probabilities (B, k), best first.
         """
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        best = run(model, self, data, None, ("filtered",), constants, prepared).filtered.state
-        return trace_back(best, prepared.lengths, self.k)
+        trace = run(model, self, data, None, ("paths",), constants, prepared)
+        return trace.paths or trace_back(trace.filtered.state, prepared.lengths, self.k)
 
 
 def trace_back(best: Best, lengths: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
