@@ -241,6 +241,11 @@ def with_fed(state: Any, fed: Tree) -> Any:
     return state if fed is None else Hidden(state, fed)
 
 
+def known(state: Tree, simplex: bool) -> Discrete | Point:
+    """A recurrent network's state as a belief: `Discrete` where it is a distribution, else `Point`."""
+    return Discrete(state) if simplex else Point(state)
+
+
 def select(tree: Tree, index: Tensor) -> Tree:
     """Of a stacked tree (T, B, ...) take row `index[b]` for each b: (B, ...)."""
     batch = torch.arange(len(index), device=index.device)

@@ -49,9 +49,7 @@ def hmm(
         torch.Size([3, 2])
     """
     if emission is None:
-        raise StatespanError(
-            "hmm needs an emission, such as ss.Categorical(symbols=10) or ss.Gaussian(dim=2)"
-        )
+        raise StatespanError("hmm needs an emission, such as ss.Categorical(symbols=10) or ss.Gaussian(dim=2)")
     given_initial = stochastic(initial, "hmm(initial=)", 1) if _is_table(initial) else None
     given_transition = stochastic(transition, "hmm(transition=)", 2) if _is_table(transition) else None
     sizes = {
@@ -62,9 +60,7 @@ def hmm(
     }
     known = {name: size for name, size in sizes.items() if size is not None}
     if len(set(known.values())) > 1:
-        raise StatespanError(
-            f"hmm: the number of states differs: {', '.join(f'{n} {k}' for n, k in known.items())}"
-        )
+        raise StatespanError(f"hmm: the number of states differs: {', '.join(f'{n} {k}' for n, k in known.items())}")
     if given_transition is not None and given_transition.shape[0] != given_transition.shape[1]:
         raise StatespanError(f"hmm(transition=) is {tuple(given_transition.shape)}; it must be square")
     if not known and (initial is None or transition is None):
@@ -192,9 +188,7 @@ def _root(covariance: Tensor, name: str) -> Tensor:
         raise StatespanError(f"linear_gaussian({name}=) is not symmetric; give a covariance")
     lowest, highest = torch.linalg.eigvalsh(covariance)[[0, -1]].tolist()
     if lowest < -1e-9 * max(1.0, highest):
-        raise StatespanError(
-            f"linear_gaussian({name}=) has the negative eigenvalue {lowest:.3g}; give a covariance"
-        )
+        raise StatespanError(f"linear_gaussian({name}=) has the negative eigenvalue {lowest:.3g}; give a covariance")
     return factor(covariance)
 
 
@@ -203,7 +197,5 @@ def _agree(sizes: dict[str, int | None], ask: str) -> int:
     if not known:
         raise StatespanError(f"linear_gaussian needs {ask}, or a matrix that says it")
     if len(set(known.values())) > 1:
-        raise StatespanError(
-            f"linear_gaussian: sizes differ: {', '.join(f'{n} {k}' for n, k in known.items())}"
-        )
+        raise StatespanError(f"linear_gaussian: sizes differ: {', '.join(f'{n} {k}' for n, k in known.items())}")
     return next(iter(known.values()))

@@ -32,9 +32,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
         if isinstance(x, nn.Module):
             return module(x, path)
         if isinstance(x, torch.Tensor):
-            raise StatespanError(
-                f"cannot save {path}: it was made from a tensor; give sizes and load the values"
-            )
+            raise StatespanError(f"cannot save {path}: it was made from a tensor; give sizes and load the values")
         if isinstance(x, (tuple, list)):
             return [value(item, f"{path}.{i}") for i, item in enumerate(x)]
         return x
@@ -47,9 +45,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
             if type(x) is cls:
                 return {"part": name, "path": path, "options": {field: getattr(x, field) for field in fields}}
         if not isinstance(x, Part):
-            raise StatespanError(
-                f"cannot save {path}: {type(x).__name__} is no statespan Part; derive it from ss.Part"
-            )
+            raise StatespanError(f"cannot save {path}: {type(x).__name__} is no statespan Part; derive it from ss.Part")
         arguments, options = x.arguments
         return {
             "part": part_name(type(x)),
@@ -75,9 +71,7 @@ def make(description: dict[str, Any]) -> nn.Module:
             return made[x["same"]]
         cls = TORCH[x["part"]][0] if x["part"] in TORCH else PARTS.get(x["part"])
         if cls is None:
-            raise StatespanError(
-                f"the file needs the part {x['part']}; import the module that defines it, then load"
-            )
+            raise StatespanError(f"the file needs the part {x['part']}; import the module that defines it, then load")
         part = cls(
             *[value(a) for a in x.get("arguments", [])],
             **{k: value(v) for k, v in x.get("options", {}).items()},
@@ -133,12 +127,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], extra: dict[str, Any] |
             first[id(tensor)] = name
             tensors[name] = tensor.detach().contiguous().cpu()
     header = {
-        "statespan": json.dumps(
-            {"format": FORMAT, "version": __version__, "model": describe(model), "ties": ties}
-        ),
-        "extra": json.dumps(extra or {}),
+        "format": FORMAT,
+        "version": __version__,
+        "model": describe(model),
+        "ties": ties,
+        "extra": extra or {},
     }
-    write_bytes(path, to_bytes(tensors, header))
+    # One key: safetensors writes several in no fixed order, and the same model shall be the same bytes.
+    write_bytes(path, to_bytes(tensors, {"statespan": json.dumps(header)}))
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str | None = None) -> Any:
@@ -172,16 +168,12 @@ def load_with_extra(
         raise StatespanError(f"{path}: no such file; give the path of a model that save wrote")
     try:
         with safe_open(str(path), framework="pt") as file:
-            meta = file.metadata() or {}
-            header = json.loads(meta["statespan"])
-            extra = json.loads(meta.get("extra", "{}"))
+            header = json.loads((file.metadata() or {})["statespan"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise StatespanError(f"{path}: not a whole statespan model file ({error}); save it again") from error
     if header["format"] > FORMAT:
-        raise StatespanError(
-            f"{path}: written by statespan {header['version']}, newer than this; upgrade statespan"
-        )
+        raise StatespanError(f"{path}: written by statespan {header['version']}, newer than this; upgrade statespan")
     model = make(header["model"])
     owners = {name: module for name, module in model.named_modules(remove_duplicate=False)}
     for name, tensor in tensors.items():
@@ -189,8 +181,6 @@ def load_with_extra(
         module = owners[owner]
         current = getattr(module, leaf)
         if tuple(current.shape) != tuple(tensor.shape):
-            raise StatespanError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(current.shape)}"
-            )
+            raise StatespanError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(current.shape)}")
         current.data = tensor
-    return model.to(device) if device is not None else model, extra
+    return model.to(device) if device is not None else model, header["extra"]

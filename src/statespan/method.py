@@ -9,11 +9,12 @@ from torch import Tensor
 
 from statespan.belief import select
 from statespan.errors import StatespanError
+from statespan.sequences import Sequences
+from statespan.shapes import Float
 from statespan.tree import Tree, stack, tree_map, unstack
 
 if TYPE_CHECKING:
-    from statespan.model import StateSpace
-    from statespan.sequences import Sequences
+    import statespan.model
 
 
 class Step(NamedTuple):
@@ -41,8 +42,7 @@ class Prepared(NamedTuple):
 class Trace(NamedTuple):
     """What a run kept: beliefs stacked (T, B, ...), the belief at each sequence's own end, log_prob (T, B), paths.
 
-    `paths` is a pair, state paths (T, B, k) with -1 past each end and their log-probabilities (B, k); only a kernel
-    gives it, and a method that decodes reads it off the filtered beliefs otherwise (`scores_from`).
+    `paths` is a pair, state paths (T, B, k) with -1 past each end and their log-probabilities (B, k), best first.
     """
 
     predicted: Any = None
@@ -56,72 +56,82 @@ class Method(ABC):
     """An inference method. Final classes below `methods/` implement it; each acts, none is configuration.
 
     `accepts` names the interface it needs of each part: (initial, transition, emission).
-    `scores_from` names the fields of `Trace` that its scores and paths are read off.
+    `scores_from` names the fields of `Trace` that `score` and `paths` read.
     """
 
     accepts: ClassVar[tuple[type, type, type]]
     scores_from: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
-    def constants(self, model: "StateSpace") -> Tree:
+    def constants(self, model: "statespan.model.StateSpace") -> Tree:
         """Work on parameters alone (the softmax of a table): once a stream, a sampler, an evaluation."""
 
     @abstractmethod
-    def prepare(self, model: "StateSpace", constants: Tree, data: "Sequences") -> tuple[Tree, Tree]:
+    def prepare(self, model: "statespan.model.StateSpace", constants: Tree, data: Sequences) -> tuple[Tree, Tree]:
         """`moves, likelihoods`: all work that needs no belief, for all t at once."""
 
     @abstractmethod
-    def init(self, model: "StateSpace", move: Tree, batch: int) -> Any:
+    def init(self, model: "statespan.model.StateSpace", move: Tree, batch: int) -> Any:
         """p(z_1 | u_1)."""
 
     @abstractmethod
-    def predict(self, model: "StateSpace", belief: Any, move: Tree) -> Any:
+    def predict(self, model: "statespan.model.StateSpace", belief: Any, move: Tree) -> Any:
         """p(z_t | y_<t) from p(z_{t-1} | y_<t)."""
 
     @abstractmethod
-    def update(self, model: "StateSpace", belief: Any, likelihood: Tree) -> tuple[Any, Tensor | None]:
+    def update(self, model: "statespan.model.StateSpace", belief: Any, likelihood: Tree) -> tuple[Any, Tensor | None]:
         """p(z_t | y_<=t) and log p(y_t | y_<t) (B,), or None when `score` gives it in bulk."""
 
     @abstractmethod
-    def smooth(self, model: "StateSpace", prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
+    def smooth(
+        self, model: "statespan.model.StateSpace", prepared: Prepared, belief: Any, shape: tuple[int, int]
+    ) -> Any:
         """p(z_t | y_1..y_T), stacked (T, B, ...)."""
 
     @abstractmethod
-    def emit(self, model: "StateSpace", constants: Tree, belief: Any, u: Tree) -> Any:
+    def emit(self, model: "statespan.model.StateSpace", constants: Tree, belief: Any, u: Tree) -> Any:
         """The distribution of y_t under a belief about z_t: exact if it can be had, else of a drawn state."""
 
     @abstractmethod
-    def fill(self, model: "StateSpace", constants: Tree, data: "Sequences") -> Tensor:
+    def fill(self, model: "statespan.model.StateSpace", constants: Tree, data: Sequences) -> Tensor:
         """The posterior mean or mode of every observation, (T, B, ...)."""
 
     @abstractmethod
-    def decode(self, model: "StateSpace", constants: Tree, data: "Sequences", k: int) -> tuple[Tensor, Tensor | None]:
+    def decode(
+        self, model: "statespan.model.StateSpace", constants: Tree, data: Sequences, k: int
+    ) -> tuple[Tensor, Tensor | None]:
         """The k likeliest paths (T, B, k, ...) and their joint log-probabilities (B, k), where the method has them."""
 
     @abstractmethod
-    def exact(self, model: "StateSpace") -> bool:
+    def exact(self, model: "statespan.model.StateSpace") -> bool:
         """Whether this method's answers are exact for this model, gaps and forecasts included."""
 
-    def step(self, model: "StateSpace", belief: Any, move: Tree, likelihood: Tree, batch: int) -> Step:
+    def step(self, model: "statespan.model.StateSpace", belief: Any, move: Tree, likelihood: Tree, batch: int) -> Step:
         """Predict, then update; a look-ahead method replaces the pair."""
         predicted = self.init(model, move, batch) if belief is None else self.predict(model, belief, move)
         return Step(predicted, *self.update(model, predicted, likelihood))
 
-    def score(self, model: "StateSpace", constants: Tree, trace: Trace, data: "Sequences") -> Tensor:
+    def score(
+        self, model: "statespan.model.StateSpace", prepared: Prepared, trace: Trace, data: Sequences
+    ) -> Float[Tensor, "T B"]:
         """Log p(y_t | y_<t), (T, B) float64: what `update` gave, or in bulk where it gave None."""
         assert trace.log_prob is not None
         return trace.log_prob
+
+    def paths(self, prepared: Prepared, trace: Trace) -> tuple[Tensor, Tensor]:
+        """The best paths (T, B, k), -1 past each end, and their scores (B, k), where the method keeps pointers back."""
+        raise StatespanError(f"{type(self).__name__} keeps no paths; call decode")
 
     def draw(self, belief: Any) -> Any:
         """A belief sure of one state, drawn from `belief`; a deterministic state is its own draw."""
         return belief.draw()
 
-    def backward(self, model: "StateSpace", belief: Any, move: Tree, later: Any) -> Any:
+    def backward(self, model: "statespan.model.StateSpace", belief: Any, move: Tree, later: Any) -> Any:
         """From the filtered belief about z_t and any belief about z_{t+1} (smoothed, or one drawn state) to z_t's."""
         raise StatespanError(f"{type(self).__name__} has no backward pass; it draws no posterior paths")
 
 
-def lacks(method: type[Method], model: "StateSpace") -> list[str]:
+def lacks(method: type[Method], model: "statespan.model.StateSpace") -> list[str]:
     """What the parts of `model` lack for `method`, in words; empty when it accepts them."""
     parts = zip(("initial", "transition", "emission"), method.accepts, strict=True)
     return [
@@ -156,7 +166,8 @@ def register(
     Args:
         method: the method's class.
         operator: the class of `transition.operator` (a transition that has none is its own operator).
-        keeps: the fields of `Trace` it can give; where more is asked for, the scan runs.
+        keeps: the fields of `Trace` it can give; where more is asked for, the scan runs. With log_prob it gives
+            what the method's `score` reads (`scores_from`), with paths itself the paths.
         devices: device types it runs on.
     """
 
@@ -172,7 +183,7 @@ def kernels() -> dict[tuple[type, type], Kernel]:
     return dict(_KERNELS)
 
 
-def find_kernel(model: "StateSpace", method: Method) -> Kernel | None:
+def find_kernel(model: "statespan.model.StateSpace", method: Method) -> Kernel | None:
     """The most specific kernel registered for this method and this transition's operator, if any."""
     operator = type(getattr(model.transition, "operator", model.transition))
     for base in operator.__mro__:
@@ -190,7 +201,7 @@ def alias(tree: Tree) -> Tree:
 
 
 def scan(
-    model: "StateSpace", method: Method, prepared: Prepared, length: int, batch: int, belief: Any = None
+    model: "statespan.model.StateSpace", method: Method, prepared: Prepared, length: int, batch: int, belief: Any = None
 ) -> Iterator[Step]:
     """Run the recursion, one `Step` at a time; the caller decides what is kept.
 
@@ -211,9 +222,9 @@ def scan(
 
 
 def run(
-    model: "StateSpace",
+    model: "statespan.model.StateSpace",
     method: Method,
-    data: "Sequences",
+    data: Sequences,
     belief: Any = None,
     keep: Collection[str] = ("log_prob",),
     constants: Tree = None,
@@ -236,35 +247,34 @@ def run(
         A `Trace` with the fields asked for; log_prob is (T, B) float64, zero past each sequence's end.
     """
     length, batch = data.shape
-    if constants is None and prepared is None:
-        constants = method.constants(model)
     if prepared is None:
         prepared = prepare(model, method, data, constants)
-    need = frozenset(keep)
-    if need & {"log_prob", "paths"}:
-        need = need | method.scores_from
+    keep = frozenset(keep)
+    need = keep | method.scores_from if keep & {"log_prob", "paths"} else keep
     trace = None
     found = find_kernel(model, method) if kernel else None
-    if found and frozenset(keep) <= found.keeps and data.device.type in found.devices:
+    if found and keep <= found.keeps and data.device.type in found.devices:
         trace = found.run(model, method, prepared, length, batch, belief, need)
     if trace is None:
         trace = _run_scan(model, method, prepared, length, batch, belief, need)
     if "log_prob" in keep:
-        log_prob = method.score(model, constants, trace, data)
+        log_prob = method.score(model, prepared, trace, data)
         if data.lengths is not None:
             log_prob = torch.where(data.within, log_prob, 0.0)
         trace = trace._replace(log_prob=log_prob)
-    return trace
+    if "paths" in keep and trace.paths is None:
+        trace = trace._replace(paths=method.paths(prepared, trace))
+    return Trace(**{name: getattr(trace, name) for name in keep})
 
 
-def prepare(model: "StateSpace", method: Method, data: "Sequences", constants: Tree = None) -> Prepared:
+def prepare(model: "statespan.model.StateSpace", method: Method, data: Sequences, constants: Tree = None) -> Prepared:
     """`method.prepare` with the lengths beside it."""
     constants = method.constants(model) if constants is None else constants
     return Prepared(*method.prepare(model, constants, data), data.lengths)
 
 
 def _run_scan(
-    model: "StateSpace",
+    model: "statespan.model.StateSpace",
     method: Method,
     prepared: Prepared,
     length: int,
@@ -297,7 +307,7 @@ def _run_scan(
 
 
 def smooth_backward(
-    model: "StateSpace", method: Method, prepared: Prepared, belief: Any, shape: tuple[int, int]
+    model: "statespan.model.StateSpace", method: Method, prepared: Prepared, belief: Any, shape: tuple[int, int]
 ) -> Any:
     """Smooth by `method.backward`: filter forwards, then one short loop backwards.
 
@@ -307,7 +317,7 @@ def smooth_backward(
 
 
 def walk_back(
-    model: "StateSpace",
+    model: "statespan.model.StateSpace",
     method: Method,
     prepared: Prepared,
     belief: Any,

@@ -167,10 +167,12 @@ class CellInitial(ABC):
 class CellTransition(ABC):
     """A deterministic move: state_t = forward(fed, state_{t-1}), where y enters through `feed` and `absorb`.
 
-    `simplex` says that the state is a distribution over K states.
+    `moves_to_simplex` says that the state is a distribution over K states after a move, `simplex` that it is one once
+    y is known.
     """
 
     simplex: bool
+    moves_to_simplex: bool
 
     @abstractmethod
     def constants(self) -> Tree:

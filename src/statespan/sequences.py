@@ -93,12 +93,16 @@ class Layout(NamedTuple):
     lengths: list[int]
 
     def steps(self, x: Tensor) -> Any:
-        """(T, B, ...) back to the question's form: (T, ...), (N, T, ...) or a list of (T_n, ...)."""
+        """(T, B, ...) back to the question's form: (T, ...), (N, T, ...) with zeros past each end, or a list."""
         if self.single:
             return x[:, 0]
         if self.ragged:
             return [x[:n, i] for i, n in enumerate(self.lengths)]
-        return x.transpose(0, 1)
+        x = x.transpose(0, 1)
+        if min(self.lengths) == x.shape[1]:
+            return x
+        inside = torch.arange(x.shape[1]) < torch.tensor(self.lengths)[:, None]
+        return torch.where(inside.to(x.device).view(*inside.shape, *[1] * (x.dim() - 2)), x, 0)
 
     def each(self, x: Tensor) -> Tensor:
         """(B, ...) back to the question's form: one value for one sequence, else (N, ...)."""
@@ -162,9 +166,7 @@ def read(
     return data, layout
 
 
-def _companion(
-    x: Any, event: Event, layout: Layout, name: str, device: Any, dtype: torch.dtype
-) -> Tensor | None:
+def _companion(x: Any, event: Event, layout: Layout, name: str, device: Any, dtype: torch.dtype) -> Tensor | None:
     """Inputs or labels that go with y: the same form, the same lengths."""
     if x is None:
         return None
@@ -175,9 +177,7 @@ def _companion(
             "give one entry for every step of y"
         )
     if event.symbols is not None:
-        return _pad([torch.as_tensor(_numbers(row, name, i)).long() for i, row in enumerate(rows)], -1).to(
-            device
-        )
+        return _pad([torch.as_tensor(_numbers(row, name, i)).long() for i, row in enumerate(rows)], -1).to(device)
     values = [torch.as_tensor(_numbers(row, name, i)) for i, row in enumerate(rows)]
     for i, value in enumerate(values):
         if bool(value.isnan().any()):
@@ -277,9 +277,7 @@ def _symbols(row: Any, i: int, symbols: int | None) -> tuple[Tensor, Tensor]:
         x = torch.where(x.isnan(), -1.0, x)
         if bool((x != x.round()).any()):
             t = int((x != x.round()).nonzero()[0, 0])
-            raise StatespanError(
-                f"sequence {i}, step {t}: {float(x[t])} is no symbol; symbols are whole numbers"
-            )
+            raise StatespanError(f"sequence {i}, step {t}: {float(x[t])} is no symbol; symbols are whole numbers")
     x = x.long()
     bad = (x < -1) | (x >= (symbols or 0))
     if bool(bad.any()):

@@ -15,9 +15,7 @@ from statespan.sequences import Layout, Sequences, read
 from statespan.tree import Tree, detach, stack, tree_map, unstack
 
 
-def ask(
-    model: Any, y: Any, lengths: Any = None, inputs: Any = None, states: Any = None
-) -> tuple[Sequences, Layout]:
+def ask(model: Any, y: Any, lengths: Any = None, inputs: Any = None, states: Any = None) -> tuple[Sequences, Layout]:
     """The data as the model wants them."""
     if isinstance(y, Sequences):
         length, batch = y.shape
@@ -39,9 +37,7 @@ def log_prob(model: Any, data: Sequences, method: Method | None = None, belief: 
     return value.sum(0)
 
 
-def filter(
-    model: Any, data: Sequences, layout: Layout, method: Method | None = None, belief: Any = None
-) -> Posterior:
+def filter(model: Any, data: Sequences, layout: Layout, method: Method | None = None, belief: Any = None) -> Posterior:
     """Filtered beliefs."""
     method = choose(model, method)
     with torch.no_grad():
@@ -51,17 +47,16 @@ def filter(
     return Posterior(values, layout.each(trace.log_prob.sum(0)), method.exact(model), trace.last)
 
 
-def smooth(
-    model: Any, data: Sequences, layout: Layout, method: Method | None = None, belief: Any = None
-) -> Posterior:
+def smooth(model: Any, data: Sequences, layout: Layout, method: Method | None = None, belief: Any = None) -> Posterior:
     """Smoothed beliefs."""
     method = choose(model, method)
     with torch.no_grad():
         prepared = prepare(model, method, data)
         smoothed = method.smooth(model, prepared, belief, data.shape)
         values = {name: layout.steps(value) for name, value in smoothed.state.summary().items()}
-        log = layout.each(log_prob(model, data, method, belief))
-    return Posterior(values, log, method.exact(model))
+        log_prob = run(model, method, data, belief, prepared=prepared).log_prob
+    assert log_prob is not None
+    return Posterior(values, layout.each(log_prob.sum(0)), method.exact(model))
 
 
 def decode(model: Any, data: Sequences, layout: Layout, k: int | None, method: Method | None) -> Any:
@@ -86,11 +81,11 @@ def sample_posterior(
     with torch.no_grad(), seeded(seed):
         prepared = prepare(model, method, many)
         steps = list(walk_back(model, method, prepared, None, many.shape, method.draw))
-        path = torch.stack([step.state.point() for step in steps[::-1]])
-    path = path.unflatten(1, (len(layout.lengths), n)).movedim(0, 2)  # (B, n, T, ...)
+        path = stack([step.state.point() for step in steps[::-1]])
+    path = tree_map(lambda x: x.unflatten(1, (len(layout.lengths), n)).movedim(0, 2), path)  # (B, n, T, ...)
     if layout.single:
-        return path[0]
-    return [path[i, :, :end] for i, end in enumerate(layout.lengths)]
+        return tree_map(lambda x: x[0], path)
+    return [tree_map(lambda x, i=i, end=end: x[i, :, :end], path) for i, end in enumerate(layout.lengths)]
 
 
 def ahead(future: Any, layout: Layout, steps: int, like: Tensor) -> Tensor:
@@ -183,9 +178,7 @@ def _sampled_forecast(
     batch, belief, ys, each = len(layout.lengths), many, [], []
     for t in range(steps):
         u = None if inputs is None else inputs[t : t + 1]
-        blank = Sequences(
-            observed=torch.zeros(1, batch * samples, dtype=torch.bool, device=_device(model)), u=u
-        )
+        blank = Sequences(observed=torch.zeros(1, batch * samples, dtype=torch.bool, device=_device(model)), u=u)
         move = _first(method.prepare(model, constants, blank)[0])
         before = method.draw(method.predict(model, belief, move))
         distribution = method.emit(model, constants, before, None if u is None else u[0])
@@ -321,6 +314,4 @@ class Stream:
             raise StatespanError("nothing has been seen yet; update the stream first, or use model.sample")
         layout = Layout(True, False, [1])
         with torch.no_grad(), seeded(seed):
-            return forecast_from(
-                self.model, self.method, self.constants, self.belief, layout, steps, samples, inputs
-            )
+            return forecast_from(self.model, self.method, self.constants, self.belief, layout, steps, samples, inputs)

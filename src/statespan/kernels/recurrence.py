@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statespan.belief import Discrete, Hidden, Point, select
+from statespan.belief import Hidden, known, select
 from statespan.method import Prepared, Trace, register
 from statespan.methods import Recurrent
 from statespan.parts.cells import LinearMove
@@ -95,12 +95,11 @@ def recurrence(
     columns = None if seen.fed.column is None else seen.fed.column[:-1]
     states = _Recurrence.apply(cell.condition, cell.move, first, weight, drive, columns)
     assert isinstance(states, Tensor)
-    kind = Discrete if cell.simplex else Point
     filtered = last = None
     if "filtered" in keep or ("last" in keep and prepared.lengths is not None):
-        filtered = Hidden(kind(cell.absorb(states, seen.fed)), seen.fed)
+        filtered = Hidden(known(cell.absorb(states, seen.fed), cell.simplex), seen.fed)
         last = select(filtered, prepared.lengths - 1) if prepared.lengths is not None else None
     if last is None and "last" in keep:
         end = tree_map(lambda x: x[-1], seen.fed)
-        last = Hidden(kind(cell.absorb(states[-1], end)), end)
-    return Trace(predicted=Point(states), filtered=filtered, last=last)
+        last = Hidden(known(cell.absorb(states[-1], end), cell.simplex), end)
+    return Trace(predicted=known(states, cell.moves_to_simplex), filtered=filtered, last=last)

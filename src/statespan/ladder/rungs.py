@@ -281,8 +281,10 @@ def build(
     if rung.exact:
         transition = FedTransition(feature, move) if rung.feed.fed else move
         return StateSpace(Start(width), transition, Categorical(table=table))
-    cell = Cell(rung.condition.make(width, table), move, feature, rung.simplex, vocabulary, in_state)
-    uniform = Kind.DISTRIBUTION in (rung.condition.yields, rung.move.yields)
+    moves_to_simplex = rung.move.yields == Kind.DISTRIBUTION
+    condition = rung.condition.make(width, table)
+    cell = Cell(condition, move, feature, vocabulary, rung.simplex, moves_to_simplex, in_state)
+    uniform = rung.simplex or moves_to_simplex
     first = ConstantStart((width,) * rung.move.sizes, 1 / width if uniform else 0.0, start)
     score = rung.score.make(width, table, **({"dropout": at_output} if rung.score.dropped else {}))
     return StateSpace(first, cell, score)

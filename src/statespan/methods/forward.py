@@ -115,9 +115,7 @@ def _fill_by_trial(model: Any, method: "Forward", constants: Constants, data: Se
         observed = data.observed[:, b : b + 1].expand(-1, symbols).clone()
         observed[t] = True
         lengths = None if data.lengths is None else data.lengths[b : b + 1].expand(symbols)
-        log_prob = run(
-            model, method, Sequences(y, None, observed, lengths), None, constants=constants
-        ).log_prob
+        log_prob = run(model, method, Sequences(y, None, observed, lengths), None, constants=constants).log_prob
         assert log_prob is not None
         filled[t, b] = log_prob.sum(0).argmax()
     return filled
@@ -152,9 +150,7 @@ def expectations(
     moves = moves._replace(initial=Shared(prepared.moves.initial.value.detach()))
     fed = tree_map(lambda x: x.detach(), likelihood.fed)
     again = Prepared(moves, likelihood._replace(value=value, fed=fed), prepared.lengths)
-    data = Sequences(
-        observed=torch.ones(shape, dtype=torch.bool, device=value.device), lengths=prepared.lengths
-    )
+    data = Sequences(observed=torch.ones(shape, dtype=torch.bool, device=value.device), lengths=prepared.lengths)
     with torch.enable_grad():
         log_prob = run(model, method, data, belief, ("log_prob",), prepared=again).log_prob
         assert log_prob is not None

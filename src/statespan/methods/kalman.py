@@ -58,9 +58,7 @@ class Kalman(Method):
             y, there = data.y, data.present
         if there is None:
             count = Shared(torch.tensor(float(outputs), dtype=y.dtype, device=y.device))
-            return move, Observation(
-                y - emission.offset, Shared(emission.matrix), Shared(emission.scale), count
-            )
+            return move, Observation(y - emission.offset, Shared(emission.matrix), Shared(emission.scale), count)
         there = there[..., None].expand_as(y) if there.dim() == 2 else there
         residual = torch.where(there, y - emission.offset, 0.0)
         matrix = torch.where(there[..., None], emission.matrix, 0.0)
@@ -137,9 +135,7 @@ class Kalman(Method):
     def decode(self, model: Any, constants: Tree, data: Sequences, k: int) -> tuple[Tensor, None]:
         """The smoothed mean: of a joint normal it is the mode."""
         if k > 1:
-            raise TypeError(
-                "a normal posterior has one mode; ask for k=1, or sample_posterior for more paths"
-            )
+            raise TypeError("a normal posterior has one mode; ask for k=1, or sample_posterior for more paths")
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
         return self.smooth(model, prepared, None, data.shape).mean[:, :, None], None
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from statespan.belief import Best, with_fed
 from statespan.errors import StatespanError
-from statespan.method import Method, Prepared, run
+from statespan.method import Method, Prepared, Trace, run
 from statespan.methods.finite import ACCEPTS, Constants, Likelihood, Moves, finite_constants, finite_prepare
 from statespan.sequences import Sequences
 from statespan.tree import Tree
@@ -46,11 +46,12 @@ class MaxProduct(Method):
         return finite_prepare(model, constants, data)
 
     def init(self, model: Any, move: Moves, batch: int) -> Best:
-        """Log initial probabilities; ranks below the first are impossible."""
+        """Log initial probabilities, in float64; ranks below the first are impossible."""
         initial: Any = move.initial
-        score = initial.log().expand(batch, -1)
+        score = initial.double().log().expand(batch, -1)
         rest = score.new_full((*score.shape, self.k - 1), -torch.inf)
-        return Best(torch.cat([score[..., None], rest], -1), torch.zeros(*score.shape, self.k, dtype=torch.long))
+        score = torch.cat([score[..., None], rest], -1)
+        return Best(score, torch.zeros_like(score, dtype=torch.long))
 
     def predict(self, model: Any, belief: Any, move: Moves) -> Best:
         """The k best ways into each state."""
@@ -59,7 +60,7 @@ class MaxProduct(Method):
         if fed is not None and fed.observed is not None and not bool(fed.observed.all()):
             average: Any = move.average
             table = torch.where(fed.observed[:, None, None], table, average.value)
-        table = table.log()
+        table = table.double().log()
         ways = score[:, :, :, None] + (table if table.dim() == 3 else table[None])[:, :, None, :]
         ways = ways.flatten(1, 2)
         if self.k == 1:
@@ -70,7 +71,7 @@ class MaxProduct(Method):
 
     def update(self, model: Any, belief: Best, likelihood: Likelihood) -> tuple[Any, Tensor | None]:
         """Add the log-likelihood."""
-        log = likelihood.value.log() + likelihood.log_scale[:, None].to(likelihood.value.dtype)
+        log = likelihood.value.double().log() + likelihood.log_scale[:, None]
         return with_fed(Best(belief.score + log[..., None], belief.back), likelihood.fed), None
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
@@ -81,7 +82,7 @@ class MaxProduct(Method):
         """Refused: max-product finds paths."""
         raise StatespanError("MaxProduct finds paths; call forecast without method=")
 
-    def score(self, model: Any, constants: Any, trace: Any, data: Sequences) -> Tensor:
+    def score(self, model: Any, prepared: Prepared, trace: Trace, data: Sequences) -> Tensor:
         """Refused: a path's score is not the probability of the data."""
         raise StatespanError("MaxProduct scores paths; call decode(k=...), or log_prob without method=")
 
@@ -102,8 +103,14 @@ class MaxProduct(Method):
             Paths (T, B, k), -1 past each end, and their joint log-probabilities (B, k), best first.
         """
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        trace = run(model, self, data, None, ("paths",), constants, prepared)
-        return trace.paths or trace_back(trace.filtered.state, prepared.lengths, self.k)
+        method = self if k == self.k else MaxProduct(k)
+        paths = run(model, method, data, None, ("paths",), constants, prepared).paths
+        assert paths is not None
+        return paths
+
+    def paths(self, prepared: Prepared, trace: Trace) -> tuple[Tensor, Tensor]:
+        """By the pointers back."""
+        return trace_back(trace.filtered.state, prepared.lengths, self.k)
 
 
 def trace_back(best: Best, lengths: Tensor | None, k: int) -> tuple[Tensor, Tensor]:

@@ -110,9 +110,7 @@ class ParticleFilter(Method):
         joint = belief.log_weights + log
         total = joint.logsumexp(-1)
         possible = total.isfinite()
-        safe = torch.where(
-            possible[:, None], joint - torch.where(possible, total, 0.0)[:, None], belief.log_weights
-        )
+        safe = torch.where(possible[:, None], joint - torch.where(possible, total, 0.0)[:, None], belief.log_weights)
         return Particles(belief.z, safe, belief.ancestors), total.double()
 
     def backward(self, model: Any, belief: Any, move: Tree, later: Any) -> Particles:

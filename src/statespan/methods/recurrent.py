@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from statespan.belief import Discrete, Hidden, Point
+from statespan.belief import Discrete, Hidden, Point, known
 from statespan.method import Method, Prepared, Trace, run
 from statespan.part import CellEmission, CellInitial, CellTransition
 from statespan.sequences import Sequences
+from statespan.shapes import Float
 from statespan.tree import Shared, Tree, tree_map
 
 
@@ -72,20 +73,20 @@ class Recurrent(Method):
             observed = torch.zeros(data.shape, dtype=torch.bool, device=device)
         return Moves(Shared(constants), Shared(constants.start)), Seen(fed, observed, Shared(constants))
 
-    def init(self, model: Any, move: Moves, batch: int) -> Hidden:
+    def init(self, model: Any, move: Moves, batch: int) -> Discrete | Point:
         """The first move: from the start state, fed with the start symbol."""
         fed = tree_map(lambda x: x.expand(batch, *x.shape[1:]), move.start)
         state = model.transition.absorb(model.initial.start(batch), fed)
-        return self._wrap(model, state, fed, move)
+        return self._move(model, state, fed, move)
 
-    def predict(self, model: Any, belief: Hidden, move: Moves) -> Hidden:
+    def predict(self, model: Any, belief: Hidden, move: Moves) -> Discrete | Point:
         """The cell."""
-        return self._wrap(model, _value(belief), belief.fed, move)
+        return self._move(model, _value(belief), belief.fed, move)
 
-    def _wrap(self, model: Any, state: Tree, fed: Tree, move: Moves) -> Any:
+    def _move(self, model: Any, state: Tree, fed: Tree, move: Moves) -> Discrete | Point:
         constants: Any = move.constants
         after = model.transition.step(fed, state, constants.transition)
-        return _belief(model, after)
+        return known(after, model.transition.moves_to_simplex)
 
     def update(self, model: Any, belief: Any, likelihood: Seen) -> tuple[Hidden, None]:
         """Absorb y_t, and keep what it feeds to the next move; no log-probability, `score` gives all at once."""
@@ -96,11 +97,12 @@ class Recurrent(Method):
             prediction = model.emission.predict(_vector(value), constants.emission)
             mean = model.transition.missing(prediction, constants.transition)
             fed = tree_map(lambda x, m: torch.where(there.view(-1, *[1] * (x.dim() - 1)), x, m), fed, mean)
-        return Hidden(_belief(model, model.transition.absorb(value, fed)), fed), None
+        state = model.transition.absorb(value, fed)
+        return Hidden(known(state, model.transition.simplex), fed), None
 
-    def score(self, model: Any, constants: Constants, trace: Trace, data: Sequences) -> Tensor:
+    def score(self, model: Any, prepared: Prepared, trace: Trace, data: Sequences) -> Float[Tensor, "T B"]:
         """Log p(y_t | y_<t) for all t at once, zero where nothing is observed."""
-        state = _vector(_value(trace.predicted))
+        state, constants = _vector(_value(trace.predicted)), prepared.moves.constants.value
         if data.y is None:
             return state.new_zeros(data.shape, dtype=torch.float64)
         log_prob = model.emission.log_prob(state, data.y, constants.emission).double()
@@ -128,9 +130,7 @@ class Recurrent(Method):
     def decode(self, model: Any, constants: Constants, data: Sequences, k: int) -> tuple[Tensor, None]:
         """The likeliest state at each step, where the state is a distribution."""
         if not model.transition.simplex:
-            raise TypeError(
-                "this model's state is a vector, not a distribution over states; ask filter(y).state"
-            )
+            raise TypeError("this model's state is a vector, not a distribution over states; ask filter(y).state")
         if k > 1:
             raise TypeError("this model has no joint distribution over paths; ask for k=1")
         filtered = run(model, self, data, None, ("filtered",), constants).filtered
@@ -140,11 +140,6 @@ class Recurrent(Method):
     def emit(self, model: Any, constants: Constants, belief: Any, u: Tree) -> Distribution:
         """The emission of the state."""
         return model.emission.predict(_vector(_value(belief)), constants.emission)
-
-
-def _belief(model: Any, state: Tree) -> Any:
-    """`Discrete` where the state is a distribution, else `Point`."""
-    return Discrete(state) if model.transition.simplex else Point(state)
 
 
 def _value(belief: Any) -> Tree:

@@ -81,6 +81,10 @@ class Bayes(Part):
         joint = (gradient - (gradient * absorbed).sum(-1, keepdim=True)) / total
         return joint * column, joint * state
 
+    def missing(self, e: Tensor | None) -> Tensor:
+        """Nothing was learnt: ones. It is the mean over symbols of p(y | k) / p(y) under the prediction."""
+        return torch.ones_like(self.table.weight[0, 0])
+
 
 class Keep(Part):
     """No conditioning: the symbol acts through what is fed alone.
@@ -102,6 +106,9 @@ class Keep(Part):
     def absorb_backward(self, gradient: Tensor, state: Tensor, column: None, absorbed: Tensor) -> tuple[Any, Any]:
         """The gradients at the state and at nothing."""
         return gradient, None
+
+    def missing(self, e: Tensor | None) -> None:
+        """Nothing."""
 
 
 class Product(Part):
@@ -125,6 +132,10 @@ class Product(Part):
     def absorb_backward(self, gradient: Tensor, state: Tensor, column: Tensor, absorbed: Tensor) -> tuple[Any, Any]:
         """The gradients at the state and at the feature."""
         return gradient * column, gradient * state
+
+    def missing(self, e: Tensor | None) -> Tensor | None:
+        """The mean feature."""
+        return e
 
 
 class Activation(NamedTuple):
@@ -453,28 +464,34 @@ class Cell(Part, CellTransition):
         condition: `Bayes`, `Keep` or `Product`.
         move: any move of this module, or a stochastic one of `parts/finite.py`.
         feature: what is fed, or None.
-        simplex: whether the state is a distribution.
         symbols: V.
+        simplex: whether the state is a distribution once the symbol is known.
+        moves_to_simplex: whether it is one after a move.
         dropout: probability with which an entry of the state is dropped on its way into the next move, in training;
             only for a state that is not a distribution.
     """
+
+    condition: Any
+    move: Any
+    feature: Any
 
     def __init__(
         self,
         condition: nn.Module,
         move: nn.Module,
         feature: nn.Module | None,
-        simplex: bool,
         symbols: int,
+        simplex: bool = False,
+        moves_to_simplex: bool = False,
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.condition, self.move, self.feature = condition, move, feature
-        self.simplex, self.symbols = simplex, symbols
+        self.condition, self.move, self.feature, self.symbols = condition, move, feature, symbols
+        self.simplex, self.moves_to_simplex = simplex, moves_to_simplex
         self.drop = nn.Dropout(0.0 if simplex else dropout)
 
     class Constants(NamedTuple):
-        """The three parts' constants, the move's tables, and what every symbol feeds (made if a gap asks)."""
+        """The three parts' constants, the move's tables, and every symbol's feature (made if a gap asks)."""
 
         condition: Any
         feature: Any
@@ -493,20 +510,17 @@ class Cell(Part, CellTransition):
         tables = self.move.tables(None, move)
         feature = None if self.feature is None else self.feature.constants()
         symbols = torch.arange(self.symbols, device=next(self.parameters()).device)
-        made = self.Constants(
-            self.condition.constants(),
-            feature,
-            move,
-            None if tables is None else tables.value,
-            Lazy(lambda: self.feed(symbols, None, made)),
-        )
-        return made
+        every = Lazy(lambda: None if self.feature is None else self.feature(symbols, feature))
+        at_move = None if tables is None else tables.value
+        return self.Constants(self.condition.constants(), feature, move, at_move, every)
 
     def feed(self, y: Tensor, u: Tree, constants: "Cell.Constants") -> Fed:
         """The condition's column and the move's drive."""
         e = None if self.feature is None else self.feature(y, constants.feature)
-        drive = self.move.drive(e, constants.move) if self.move.fed else None
-        return Fed(self.condition.column(y, e, constants.condition), drive)
+        return Fed(self.condition.column(y, e, constants.condition), self._drive(e, constants))
+
+    def _drive(self, e: Tensor | None, constants: "Cell.Constants") -> Tree:
+        return self.move.drive(e, constants.move) if self.move.fed else None
 
     def absorb(self, state: Tree, fed: Fed) -> Tree:
         """The state given the symbol."""
@@ -519,6 +533,7 @@ class Cell(Part, CellTransition):
         return self.move.push(state, constants.tables, fed.drive)
 
     def missing(self, prediction: Distribution, constants: "Cell.Constants") -> Fed:
-        """What to feed when the symbol is missing: the mean of what each symbol would, under the prediction."""
+        """What to feed when the symbol is missing: the mean feature under the prediction."""
         probs: Any = getattr(prediction, "probs", None)
-        return tree_map(lambda x: probs @ x, constants.every.value)
+        e = None if constants.every.value is None else probs @ constants.every.value
+        return Fed(self.condition.missing(e), self._drive(e, constants))

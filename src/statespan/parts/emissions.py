@@ -100,9 +100,7 @@ class Categorical(Part, FiniteEmission, Generative):
     @torch.no_grad()
     def set_probs(self, probs: Tensor) -> None:
         """Make `probs` (K, V) the emission."""
-        self.table.weight.copy_(
-            probs.log().T if self.table.bias is None else probs.log().T - self.table.bias[:, None]
-        )
+        self.table.weight.copy_(probs.log().T if self.table.bias is None else probs.log().T - self.table.bias[:, None])
 
     def statistics(self, y: Tensor, weights: Tensor, observed: Tensor | None) -> Tensor:
         """Expected counts, (V, K), from symbols (T, B) and weights (T, B, K), zero where missing."""
@@ -173,18 +171,14 @@ class Gaussian(Part, FiniteEmission, Generative):
             covariance = "full"
             self.__dict__["arguments"] = ((dim, covariance, states), {"floor": floor})
         if not isinstance(covariance, str) or covariance not in COVARIANCES:
-            raise StatespanError(
-                f"covariance={covariance!r} is none of {', '.join(COVARIANCES)}; choose one of them"
-            )
+            raise StatespanError(f"covariance={covariance!r} is none of {', '.join(COVARIANCES)}; choose one of them")
         self.dim, self.kind, self.floor = dim, covariance, floor
         self.event = Event(1, None, dim)
         if states is not None:
             self.mean = nn.Parameter(torch.randn(states, dim))
             self.log_diagonal = nn.Parameter(torch.zeros(*_diagonal_shape(covariance, states, dim)))
             free = covariance in ("full", "tied")
-            self.lower = (
-                nn.Parameter(torch.zeros(1 if covariance == "tied" else states, dim, dim)) if free else None
-            )
+            self.lower = nn.Parameter(torch.zeros(1 if covariance == "tied" else states, dim, dim)) if free else None
         if given is not None:
             self.to(torch.float64).set_moments(*given)
 
@@ -230,9 +224,7 @@ class Gaussian(Part, FiniteEmission, Generative):
                 part = torch.linalg.cholesky(covariance[:, pattern][:, :, pattern])
                 eye = torch.eye(part.shape[-1], dtype=part.dtype, device=part.device)
                 inverse = torch.linalg.solve_triangular(part, eye.expand_as(part), upper=False)
-                out = out.index_copy(
-                    0, rows, _log_normal(flat[rows][:, pattern], self.mean[:, pattern], inverse)
-                )
+                out = out.index_copy(0, rows, _log_normal(flat[rows][:, pattern], self.mean[:, pattern], inverse))
         return out.view(*y.shape[:-1], len(self.mean))
 
     def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
@@ -280,9 +272,7 @@ class Gaussian(Part, FiniteEmission, Generative):
             centred = x[:, there] - self.mean[:, None, there]
             filled[..., gone] = self.mean[:, None, gone] + centred @ gain.mT
             rest = torch.zeros_like(covariance)
-            rest[:, gone[:, None], gone] = (
-                covariance[:, gone][:, :, gone] - gain @ covariance[:, there][:, :, gone]
-            )
+            rest[:, gone[:, None], gone] = covariance[:, gone][:, :, gone] - gain @ covariance[:, there][:, :, gone]
             yield rows, filled, rest
 
     @torch.no_grad()
@@ -373,7 +363,5 @@ def stochastic(probs: Tensor | list, name: str, rank: int) -> Tensor:
     if bool(wrong.any()):
         row = int(wrong.reshape(-1).nonzero()[0])
         total = float(probs.reshape(-1, probs.shape[-1])[row].sum())
-        raise StatespanError(
-            f"{name}: row {row} sums to {total:.6g}; each row must be probabilities that sum to 1"
-        )
+        raise StatespanError(f"{name}: row {row} sums to {total:.6g}; each row must be probabilities that sum to 1")
     return probs / probs.sum(-1, keepdim=True)

@@ -1,5 +1,7 @@
 """How the state starts."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical as CategoricalDistribution
@@ -78,12 +80,13 @@ class ConstantStart(Part, CellInitial):
         symbol: what is fed before the first observation, a language model's end of sentence.
     """
 
-    def __init__(self, sizes: tuple[int, ...], value: float = 0.0, symbol: int = 0):
+    def __init__(self, sizes: Sequence[int], value: float = 0.0, symbol: int = 0):
         super().__init__()
         self.sizes, self.value, self.symbol = tuple(sizes), value, symbol
+        self.like: Tensor
         self.register_buffer("like", torch.zeros(()))
 
     def start(self, batch: int) -> Tree:
         """(B, D), or a tuple of such."""
-        made = tuple(self.like.new_full((batch, n), self.value) for n in self.sizes)
-        return made if len(made) > 1 else made[0]
+        made = [self.like.new_full((batch, n), self.value) for n in self.sizes]
+        return tuple(made) if len(made) > 1 else made[0]

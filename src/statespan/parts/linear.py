@@ -62,6 +62,4 @@ class Linear(Part, LinearPart, Generative):
 
     def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
         """The distribution of the result given x = z."""
-        return MultivariateNormal(
-            z @ self.matrix.mT + self.offset, scale_tril=self.scale.tril(), validate_args=False
-        )
+        return MultivariateNormal(z @ self.matrix.mT + self.offset, scale_tril=self.scale.tril(), validate_args=False)
