@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical as CategoricalDistribution
 
+from statespan.kernels.gated import gated_push
 from statespan.part import FiniteTransition, Generative, Part
 from statespan.tree import Shared, Tree
 
@@ -180,26 +181,6 @@ class RowsAddition(Part):
         return fed.row[..., :, None] * tables * fed.column[..., None, :]
 
 
-class _GatedPush(torch.autograd.Function):
-    """p softmax(W * g): the K x K table is made again in the backward pass, not kept."""
-
-    @staticmethod
-    def forward(ctx, probs: Tensor, logits: Tensor, gate: Tensor) -> Tensor:
-        table = (logits * gate[:, None, :]).softmax(-1)
-        moved = (probs[:, None, :] @ table)[:, 0]
-        ctx.save_for_backward(probs, logits, gate)
-        return moved
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (gradient,) = grads
-        probs, logits, gate = ctx.saved_tensors
-        table = (logits * gate[:, None, :]).softmax(-1)
-        pulled = (table @ gradient[..., None])[..., 0]
-        inner = table.mul_(probs[:, :, None]).mul_(gradient[:, None, :] - pulled[:, :, None])
-        return pulled, torch.einsum("blk,bk->lk", inner, gate), torch.einsum("blk,lk->bk", inner, logits)
-
-
 class RowsGate(Part):
     r"""Gated feeding: A(e)[l, k] = softmax over k of W[l, k] sigmoid(U e + b)[k]; K^2 exponentials a token.
 
@@ -231,7 +212,7 @@ class RowsGate(Part):
 
     def push(self, probs: Tensor, tables: Tensor, fed: Tensor) -> Tensor:
         """P A."""
-        return _GatedPush.apply(probs, tables, fed)  # pyright: ignore[reportReturnType]
+        return gated_push(probs, tables, fed)
 
     def pull(self, values: Tensor, tables: Tensor, fed: Tensor) -> Tensor:
         """A f."""
