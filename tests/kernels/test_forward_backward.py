@@ -82,6 +82,14 @@ def test_spread_over_threads_it_agrees(K: int) -> None:
         torch.testing.assert_close(got, expected, atol=1e-11, rtol=1e-11)
 
 
+@pytest.mark.parametrize("ragged", [False, True])
+def test_more_rows_than_wait_for_the_gradient_of_the_table(ragged: bool) -> None:
+    """Some 20 000 rows, 600 at a time, and lengths that all differ."""
+    arguments = example(60, 600, ABOVE, torch.float64, ragged, False)
+    for got, expected in zip(*both(arguments), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
+
+
 def test_one_thread_gives_what_two_give(monkeypatch: pytest.MonkeyPatch) -> None:
     for K in (5, 90):
         arguments = example(20, 70, K, torch.float64, True, False)

@@ -9,12 +9,15 @@ from ._simd import (
     fma,
     lift,
     load,
+    load_some,
+    log,
     mul,
     prefetch,
     put_tile,
     ratio,
     splat,
     store,
+    store_some,
     sub,
     take_tile,
     total,
@@ -26,7 +29,6 @@ from ._simd import (
 #: How many steps ahead the rows of a group are asked for: they lie a whole batch apart, which no hardware foresees.
 AHEAD = 4
 OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
-FAST = {**OPTIONS, "fastmath": {"reassoc", "contract", "nsz"}}
 
 
 @njit(**OPTIONS)
@@ -53,10 +55,9 @@ def push(states, panels, source, target):
 
 
 @njit(**OPTIONS)
-def outer(states, count, left, right, result):
-    """Result += sum over `count` steps and all lanes of left_i right_j."""
+def outer(states, count, stride, left, right, result):
+    """Result += sum over `count` steps (`stride` apart) and all lanes of left_i right_j."""
     lanes = width(left)
-    step = states * lanes
     for i in range(0, states, 2):
         for j in range(0, states, 2):
             a = zero(left)
@@ -74,8 +75,8 @@ def outer(states, count, left, right, result):
                 b = fma(l0, r1, b)
                 c = fma(l1, r0, c)
                 d = fma(l1, r1, d)
-                p += step
-                q += step
+                p += stride
+                q += stride
             result[i, j] += total(a)
             result[i, j + 1] += total(b)
             result[i + 1, j] += total(c)
@@ -113,21 +114,7 @@ def put(source, offsets, count, K, target):
 
 
 @njit(**OPTIONS)
-def forward_lanes(
-    first,
-    last,
-    order,
-    lengths,
-    predicted,
-    panels,
-    likelihood,
-    scale,
-    scaled,
-    normaliser,
-    filtered,
-    saved,
-    save,
-):
+def forward_lanes(first, last, order, lengths, predicted, panels, likelihood, scale, scaled, normaliser, filtered):
     """Groups first ... last - 1 of sequences across lanes.
 
     A lane past its sequence's end keeps reading the last likelihood and has belief 0.
@@ -172,11 +159,6 @@ def forward_lanes(
             c = zero(P)
             for k in range(K):
                 c = fma(load(P, k * lanes), load(Y, k * lanes), c)
-            if save:
-                position = (group * steps + t) * (size + lanes)
-                for k in range(states):
-                    store(saved, position + k * lanes, load(P, k * lanes))
-                store(saved, position + size, c)
             store(C, 0, c)
             up = lift(c, tiny)
             inverse = ratio(one, mul(c, up))
@@ -204,11 +186,13 @@ def backward_lanes(
     last,
     order,
     lengths,
+    predicted,
     panels,
+    transposed,
     likelihood,
     scale,
     scaled,
-    saved,
+    filtered,
     g_normaliser,
     g_filtered,
     filtering,
@@ -218,112 +202,128 @@ def backward_lanes(
     g_likelihood,
     g_scale,
 ):
-    """Gradients of `forward_lanes`; `panels` of the transposed table, `g_table` (states, states) is added to."""
+    """Gradients of `forward_lanes`: panels of the table and of its transpose; adds to `g_table` (states, states).
+
+    The predicted beliefs come again from the filtered ones: a small product costs less than to keep and read them.
+    """
     steps, batch, K = likelihood.shape
     states = (K + 3) // 4 * 4
     lanes = width(likelihood)
     size = states * lanes
-    block = 32 if states <= 16 else 8
+    # Not a power of two: otherwise the steps of a block evict each other from the first-level cache.
+    stride = size + lanes
+    block = 32 if states <= 16 else 16
+    P = np.zeros(size, likelihood.dtype)
     V = np.zeros(size, likelihood.dtype)
     F = np.zeros(size, likelihood.dtype)
+    H = np.zeros(size, likelihood.dtype)
     U = np.zeros(size, likelihood.dtype)
     Y = np.zeros(size, likelihood.dtype)
     X = np.zeros(size, likelihood.dtype)
     G = np.zeros(size, likelihood.dtype)
     N = np.zeros(lanes, likelihood.dtype)
-    left = np.zeros(size * block, likelihood.dtype)
-    right = np.zeros(size * block, likelihood.dtype)
+    M = np.zeros(lanes, likelihood.dtype)
+    left = np.zeros(stride * block, likelihood.dtype)
+    right = np.zeros(stride * block, likelihood.dtype)
     sources = np.empty(lanes, np.int64)
     targets = np.empty(lanes, np.int64)
+    before = np.empty(lanes, np.int64)
     one = fill(likelihood, 1)
     tiny = fill(likelihood, np.finfo(likelihood.dtype).tiny)
     for group in range(first, last):
         base = group * lanes
         count = min(lanes, batch - base)
+        P[:] = 0
         V[:] = 0
+        F[:] = 0
+        H[:] = 0
         Y[:] = 0
         X[:] = 1
         G[:] = 0
         N[:] = 0
+        M[:] = 0
         waiting = 0
         active = 0
+        if lengths[base] == 0:
+            for lane in range(count):
+                g_predicted[order[base + lane]] = 0
         for lane in range(count):
             sources[lane] = (max(lengths[base + lane] - 1, 0) * batch + order[base + lane]) * K
+            before[lane] = ((lengths[base] - 1) * batch + order[base + lane]) * K
+        if lengths[base] > 0:
+            take(filtered, before, count, K, F)
         for t in range(lengths[base] - 1, -1, -1):
-            going = active
             while active < count and lengths[base + active] > t:
+                M[active] = 1
                 active += 1
             for lane in range(count):
-                targets[lane] = (t * batch + order[base + lane]) * K
+                targets[lane] = before[lane]
+                before[lane] -= batch * K
             for lane in range(active):
                 sources[lane] = targets[lane]
                 N[lane] = g_normaliser[t, order[base + lane]]
-                if t >= AHEAD:
+                if t > AHEAD:
                     near = targets[lane] - AHEAD * batch * K
                     for k in range(0, K, lanes):
                         prefetch(likelihood, near + k)
                         prefetch(g_likelihood, near + k)
+                        prefetch(filtered, near - batch * K + k)
             take(likelihood, sources, count, K, Y)
             if filtering:
                 take(g_filtered, sources, count, K, G)
-            later = t + 1 < lengths[base]
-            if scaled and later:
-                for lane in range(going):
-                    b = order[base + lane]
-                    for k in range(K):
-                        X[k * lanes + lane] = scale[t + 1, b, k]
-            position = (group * steps + t) * (size + lanes)
-            c = load(saved, position + size)
-            up = lift(c, tiny)
-            inverse = ratio(one, mul(c, up))
-            mean = zero(V)
-            place = waiting * size
-            for k in range(K):
-                y = mul(mul(load(Y, k * lanes), up), inverse)
-                store(Y, k * lanes, y)
-                f = mul(load(saved, position + k * lanes), y)
-                x = load(X, k * lanes)
-                u = load(G, k * lanes)
+            place = waiting * stride
+            if t > 0:
+                take(filtered, before, count, K, H)
                 if scaled:
-                    store(F, k * lanes, f)
-                    u = fma(load(V, k * lanes), x, u)
-                    store(left, place + k * lanes, mul(f, x))
-                else:
-                    u = add(load(V, k * lanes), u)
-                    store(left, place + k * lanes, f)
-                store(U, k * lanes, u)
-                mean = fma(u, f, mean)
-            if later:
-                if scaled:
-                    for lane in range(going):
+                    for lane in range(active):
                         b = order[base + lane]
                         for k in range(K):
-                            g_scale[t + 1, b, k] = F[k * lanes + lane] * V[k * lanes + lane]
+                            X[k * lanes + lane] = scale[t, b, k]
+                    for k in range(K):
+                        store(left, place + k * lanes, mul(load(H, k * lanes), load(X, k * lanes)))
+                else:
+                    for k in range(K):
+                        store(left, place + k * lanes, load(H, k * lanes))
+                push(states, panels, left[place : place + size], P)
+            else:
+                for lane in range(count):
+                    before[lane] = order[base + lane] * K
+                take(predicted, before, count, K, P)
+            c = zero(V)
+            mean = zero(V)
+            for k in range(K):
+                c = fma(load(P, k * lanes), load(Y, k * lanes), c)
+                u = add(load(V, k * lanes), load(G, k * lanes))
+                store(U, k * lanes, u)
+                mean = fma(u, load(F, k * lanes), mean)
+            c = where_positive(c, load(M, 0))
+            up = lift(c, tiny)
+            inverse = ratio(one, mul(c, up))
+            shift = sub(load(N, 0), mean)
+            for k in range(K):
+                w = where_positive(add(load(U, k * lanes), shift), c)
+                store(right, place + k * lanes, mul(w, mul(mul(load(Y, k * lanes), up), inverse)))
+                store(U, k * lanes, mul(w, mul(mul(load(P, k * lanes), up), inverse)))
+            put(U, targets, count, K, g_likelihood)
+            if t > 0:
+                push(states, transposed, right[place : place + size], V)
+                if scaled:
+                    for lane in range(active):
+                        b = order[base + lane]
+                        for k in range(K):
+                            g_scale[t, b, k] = H[k * lanes + lane] * V[k * lanes + lane]
+                    for k in range(K):
+                        store(V, k * lanes, mul(load(V, k * lanes), load(X, k * lanes)))
+                F, H = H, F
                 waiting += 1
                 if waiting == block:
                     if of_table:
-                        outer(states, block, left, right, g_table)
+                        outer(states, block, stride, left, right, g_table)
                     waiting = 0
-            shift = sub(load(N, 0), mean)
-            place = waiting * size
-            for k in range(K):
-                w = where_positive(add(load(U, k * lanes), shift), c)
-                store(right, place + k * lanes, mul(w, load(Y, k * lanes)))
-                p = load(saved, position + k * lanes)
-                store(U, k * lanes, mul(w, mul(mul(p, up), inverse)))
-            put(U, targets, count, K, g_likelihood)
-            push(states, panels, right[place : place + size], V)
-        if lengths[base] > 0:
-            if waiting and of_table:
-                outer(states, waiting, left, right, g_table)
-            place = waiting * size
-            for lane in range(count):
-                b = order[base + lane]
-                for k in range(K):
-                    g_predicted[b, k] = right[place + k * lanes + lane]
-        else:
-            for lane in range(count):
-                g_predicted[order[base + lane]] = 0
+            else:
+                put(right[place : place + size], before, count, K, g_predicted)
+        if waiting > 0 and of_table:
+            outer(states, waiting, stride, left, right, g_table)
         for t in range(lengths[base], steps):
             for lane in range(count):
                 g_likelihood[t, order[base + lane]] = 0
@@ -335,33 +335,52 @@ def backward_lanes(
                     g_scale[t, b] = 0
 
 
-@njit(**FAST)
+@njit(**OPTIONS)
+def get(array, position, rest):
+    """The lanes at a flat position, zeros past the first `rest`."""
+    if rest >= width(array):
+        return load(array, position)
+    return load_some(array, position, rest, array.dtype.type(0))
+
+
+@njit(**OPTIONS)
+def keep(array, position, value, rest):
+    """Writes lanes at a flat position, the first `rest` of them."""
+    if rest >= width(array):
+        store(array, position, value)
+    else:
+        store_some(array, position, value, rest)
+
+
+@njit(**OPTIONS)
 def forward_rows(t, count, later, first, order, P, C, likelihood, scale, scaled, normaliser, filtered, S):
-    """One step of sequences in rows: P (count, K) predicted, S (count, K) what the table is applied to next."""
-    K = P.shape[1]
+    """One step of sequences in rows: P (count, K) predicted, S (later, K) what the table is applied to next."""
+    _, batch, K = likelihood.shape
+    lanes = width(likelihood)
+    one = fill(likelihood, 1)
+    tiny = fill(likelihood, np.finfo(likelihood.dtype).tiny)
     for i in range(count):
         b = order[first + i]
-        c = P.dtype.type(0)
-        for k in range(K):
-            joint = P[i, k] * likelihood[t, b, k]
-            S[i, k] = joint
-            c += joint
+        here = (t * batch + b) * K
+        s = zero(likelihood)
+        for k in range(0, K, lanes):
+            s = fma(get(P, i * K + k, K - k), get(likelihood, here + k, K - k), s)
+        c = total(s)
         normaliser[t, b] = c
         C[i] = c
-        if c > 0:
-            for k in range(K):
-                S[i, k] /= c
-        else:
-            for k in range(K):
-                S[i, k] = 0
-        for k in range(K):
-            filtered[t, b, k] = S[i, k]
-        if scaled and i < later:
-            for k in range(K):
-                S[i, k] *= scale[t + 1, b, k]
+        every = splat(C, i)
+        up = lift(every, tiny)
+        inverse = ratio(one, mul(every, up))
+        for k in range(0, K, lanes):
+            f = mul(mul(mul(get(P, i * K + k, K - k), up), get(likelihood, here + k, K - k)), inverse)
+            keep(filtered, here + k, f, K - k)
+            if i < later:
+                if scaled:
+                    f = mul(f, get(scale, here + batch * K + k, K - k))
+                keep(S, i * K + k, f, K - k)
 
 
-@njit(**FAST)
+@njit(**OPTIONS)
 def backward_rows(
     t,
     count,
@@ -383,44 +402,51 @@ def backward_rows(
     g_scale,
 ):
     """One step of the gradients; S (later, K) and R (count, K) are the two factors of the table's gradient."""
-    K = P.shape[1]
+    _, batch, K = likelihood.shape
+    lanes = width(likelihood)
+    one = fill(likelihood, 1)
+    tiny = fill(likelihood, np.finfo(likelihood.dtype).tiny)
+    number = np.empty(1, likelihood.dtype)
     for i in range(count):
         b = order[first + i]
-        c = C[i]
-        if not c > 0:
-            for k in range(K):
-                g_likelihood[t, b, k] = 0
-                R[i, k] = 0
+        here = (t * batch + b) * K
+        c = splat(C, i)
+        up = lift(c, tiny)
+        inverse = ratio(one, mul(c, up))
+        s = zero(likelihood)
+        for k in range(0, K, lanes):
+            rest = K - k
+            # f = p y / c, u its gradient; u waits in R.
+            y = mul(mul(get(likelihood, here + k, rest), up), inverse)
+            f = mul(get(P, i * K + k, rest), y)
+            u = zero(likelihood)
             if i < later:
-                for k in range(K):
-                    S[i, k] = 0
+                u = get(V, i * K + k, rest)
                 if scaled:
-                    for k in range(K):
-                        g_scale[t + 1, b, k] = 0
-            continue
-        mean = P.dtype.type(0)
-        if i < later:
-            if scaled:
-                for k in range(K):
-                    f = P[i, k] * likelihood[t, b, k] / c
-                    S[i, k] = f * scale[t + 1, b, k]
-                    g_scale[t + 1, b, k] = f * V[i, k]
-                    mean += V[i, k] * S[i, k]
-                    V[i, k] *= scale[t + 1, b, k]
-            else:
-                for k in range(K):
-                    f = P[i, k] * likelihood[t, b, k] / c
-                    S[i, k] = f
-                    mean += V[i, k] * f
-        else:
-            for k in range(K):
-                V[i, k] = 0
-        if filtering:
-            for k in range(K):
-                mean += g_filtered[t, b, k] * (P[i, k] * likelihood[t, b, k] / c)
-                V[i, k] += g_filtered[t, b, k]
-        shift = P.dtype.type(g_normaliser[t, b]) - mean
-        for k in range(K):
-            w = V[i, k] + shift
-            R[i, k] = w * (likelihood[t, b, k] / c)
-            g_likelihood[t, b, k] = w * (P[i, k] / c)
+                    x = get(scale, here + batch * K + k, rest)
+                    keep(g_scale, here + batch * K + k, mul(f, u), rest)
+                    keep(S, i * K + k, mul(f, x), rest)
+                    u = mul(u, x)
+                else:
+                    keep(S, i * K + k, f, rest)
+            if filtering:
+                u = add(u, get(g_filtered, here + k, rest))
+            keep(R, i * K + k, u, rest)
+            s = fma(u, f, s)
+        number[0] = g_normaliser[t, b] - total(s)
+        shift = splat(number, 0)
+        for k in range(0, K, lanes):
+            rest = K - k
+            w = where_positive(add(get(R, i * K + k, rest), shift), c)
+            y = mul(mul(get(likelihood, here + k, rest), up), inverse)
+            p = mul(mul(get(P, i * K + k, rest), up), inverse)
+            keep(R, i * K + k, mul(w, y), rest)
+            keep(g_likelihood, here + k, mul(w, p), rest)
+
+
+@njit(**OPTIONS)
+def logarithms(first, last, values):
+    """The logarithms of values first ... last - 1, in place."""
+    lanes = width(values)
+    for i in range(first, last, lanes):
+        keep(values, i, log(get(values, i, last - i)), last - i)

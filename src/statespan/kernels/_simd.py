@@ -502,3 +502,59 @@ def put_tile(typing: Any, target: Any, offsets: Any, column: Any, source: Any, p
         return context.get_dummy_value()
 
     return types.void(target, offsets, types.intp, source, types.intp), code
+
+
+@intrinsic
+def log(typing: Any, a: Any) -> Any:
+    """The natural logarithm in every float64 lane, as fdlibm's: log 0 = -inf, below 0 and NaN give NaN."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        given = values[0]
+        vector = given.type
+        integers = ir.VectorType(ir.IntType(64), vector.count)
+
+        def number(value: float) -> Any:
+            return _constant(vector, value)
+
+        def multiply_add(p: Any, q: Any, r: Any) -> Any:
+            return _call(builder, "llvm.fmuladd", vector, [p, q, r])
+
+        small = builder.fcmp_ordered("<", given, number(2.2250738585072014e-308))
+        x = builder.select(small, builder.fmul(given, number(2.0**54)), given)
+        # x = 2^k m with m in [sqrt(1/2), sqrt(2)): subtract sqrt(1/2)'s bits, so that the exponent carries over there.
+        bits = builder.bitcast(x, integers)
+        offset = _constant(integers, 0x3FE6A09E00000000)
+        shifted = builder.sub(bits, offset)
+        k = builder.ashr(shifted, _constant(integers, 52))
+        kept = builder.and_(shifted, _constant(integers, 0x000FFFFFFFFFFFFF))
+        m = builder.bitcast(builder.add(kept, offset), vector)
+        # The integer k as a float64, by the bits of 2^52 + 2^51.
+        magic = 6755399441055744.0
+        exponent = builder.bitcast(builder.add(k, _constant(integers, int(np.float64(magic).view(np.int64)))), vector)
+        exponent = builder.fsub(exponent, number(magic))
+        exponent = builder.select(small, builder.fsub(exponent, number(54.0)), exponent)
+        f = builder.fsub(m, number(1.0))
+        s = builder.fdiv(f, builder.fadd(f, number(2.0)))
+        z = builder.fmul(s, s)
+        series = number(1.479819860511658591e-01)
+        for coefficient in (
+            1.531383769920937332e-01,
+            1.818357216161805012e-01,
+            2.222219843214978396e-01,
+            2.857142874366239149e-01,
+            3.999999999940941908e-01,
+            6.666666666666735130e-01,
+        ):
+            series = multiply_add(series, z, number(coefficient))
+        half = builder.fmul(builder.fmul(number(0.5), f), f)
+        inner = builder.fmul(s, multiply_add(series, z, half))
+        inner = multiply_add(exponent, number(1.90821492927058770002e-10), inner)
+        result = builder.fsub(f, builder.fsub(half, inner))
+        result = multiply_add(exponent, number(6.93147180369123816490e-01), result)
+        zeros = ir.Constant(vector, None)
+        infinity = number(float("inf"))
+        result = builder.select(builder.fcmp_ordered("==", given, infinity), infinity, result)
+        result = builder.select(builder.fcmp_ordered("==", given, zeros), number(float("-inf")), result)
+        return builder.select(builder.fcmp_unordered("<", given, zeros), number(float("nan")), result)
+
+    return a(a), code

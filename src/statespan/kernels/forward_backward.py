@@ -13,8 +13,9 @@ the product shrinks as sequences end. Both spread over torch's number of threads
 
 import itertools
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from . import lanes as shared
 LANES = 64
 #: At most so many rows wait before they are added to the table's gradient by one product.
 ROWS = 1024
+#: With fewer multiplications than this one thread does it all.
+SMALL = 200_000
 
 
 def _jit() -> ModuleType:
@@ -32,19 +35,13 @@ def _jit() -> ModuleType:
     return _jit_forward_backward
 
 
-def _width(dtype: torch.dtype) -> int:
-    return 64 // dtype.itemsize
-
-
 def _padded(K: int) -> int:
     return (K + 3) // 4 * 4
 
 
-def _saved_size(steps: int, batch: int, K: int, dtype: torch.dtype) -> int:
-    if K > LANES:
-        return steps * batch * (K + 1)
-    width = _width(dtype)
-    return (batch + width - 1) // width * steps * (_padded(K) + 1) * width
+def _saved_size(steps: int, batch: int, K: int) -> int:
+    """Above `LANES` the predicted beliefs and the sums; otherwise a mark that a gradient was foreseen."""
+    return steps * batch * (K + 1) if K > LANES else 1
 
 
 def _panels(table: Tensor) -> Tensor:
@@ -55,145 +52,122 @@ def _panels(table: Tensor) -> Tensor:
     return padded.view(states, states // 4, 4).permute(1, 0, 2).reshape(-1)
 
 
-def _parts(work: int, count: int, least: int) -> int:
-    """How many pieces `count` groups are cut into: one where there is too little work to wake another thread."""
-    threads = torch.get_num_threads()
-    if threads == 1 or work < 200_000:
-        return 1
-    return min(count, 4 * threads, max(threads, count // least))
+class _Chain(NamedTuple):
+    """The inputs, contiguous; `order` and `lengths` have the longest sequence first."""
 
+    predicted: Tensor
+    table: Tensor
+    likelihood: Tensor
+    scale: Tensor
+    scaled: bool
+    order: Tensor
+    lengths: Tensor
 
-def _counts(lengths: Tensor, first: int, last: int) -> list[int]:
-    """How many of the sequences first ... last - 1 (longest first) are longer than t, for every t and one 0 after."""
-    part = lengths[first:last]
-    longest = int(part[0])
-    return [*(part.view(1, -1) > torch.arange(longest).view(-1, 1)).sum(1).tolist(), 0]
+    @staticmethod
+    def of(
+        predicted: Tensor, table: Tensor, likelihood: Tensor, lengths: Tensor | None, scale: Tensor | None
+    ) -> "_Chain":
+        steps, batch, _ = likelihood.shape
+        order, lengths = shared.longest_first(lengths, steps, batch)
+        predicted, table, likelihood = (x.detach().contiguous() for x in (predicted, table, likelihood))
+        given = likelihood[:0] if scale is None else scale.detach().contiguous()
+        return _Chain(predicted, table, likelihood, given, scale is not None, order, lengths)
 
+    def groups(self) -> list[tuple[int, int]]:
+        """Ranges of groups of lanes."""
+        width = 64 // self.likelihood.element_size()
+        count = (self.order.shape[0] + width - 1) // width
+        threads = torch.get_num_threads()
+        small = threads == 1 or self.likelihood.numel() * self.table.shape[0] < SMALL
+        return shared.pieces(count, 1 if small else max(threads, min(4 * threads, count // 2)))
 
-def _slices(lengths: Tensor, K: int) -> list[tuple[int, int]]:
-    """Cuts the sequences (longest first) into ranges of about the same number of steps, one or more a thread."""
-    batch = lengths.shape[0]
-    threads = torch.get_num_threads() if shared.can_split() else 1
-    if threads == 1 or batch * K * K < 100_000:
-        return [(0, batch)] if batch else []
-    parts = min(batch, max(threads, min(batch // 128, 4 * threads)))
-    ends = lengths.cumsum(0)
-    aims = torch.arange(1, parts) * int(ends[-1]) // parts
-    edges = [0, *(torch.searchsorted(ends, aims) + 1).tolist(), batch]
-    return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
+    def rows(self) -> list[tuple[int, int]]:
+        """Ranges of sequences with about the same number of steps, one or more a thread."""
+        batch, K = self.predicted.shape
+        threads = torch.get_num_threads() if shared.can_split() else 1
+        if threads == 1 or batch * K * K < SMALL // 2:
+            return [(0, batch)]
+        parts = min(batch, max(threads, min(batch // 128, 4 * threads)))
+        ends = self.lengths.cumsum(0)
+        aims = torch.arange(1, parts) * int(ends[-1]) // parts
+        edges = [0, *(torch.searchsorted(ends, aims) + 1).tolist(), batch]
+        return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
+    def starts(self) -> list[int]:
+        """Where the rows of every step start when those of all steps are kept, one after the other."""
+        steps = self.likelihood.shape[0]
+        counts = (self.lengths.view(1, -1) > torch.arange(steps).view(-1, 1)).sum(1)
+        return [0, *counts.cumsum(0).tolist()]
 
-def _starts(lengths: Tensor, steps: int, save: bool) -> list[int]:
-    """First of the rows that are kept for step t; all of them 0 where only the current step is kept."""
-    if not save:
-        return [0] * (steps + 1)
-    counts = (lengths.view(1, -1) > torch.arange(steps).view(-1, 1)).sum(1)
-    return [0, *counts.cumsum(0).tolist()]
+    def counts(self, first: int, last: int) -> list[int]:
+        """How many of the sequences first ... last - 1 are longer than t, for every t, and a 0 after."""
+        part = self.lengths[first:last]
+        return [*(part.view(1, -1) > torch.arange(int(part[0])).view(-1, 1)).sum(1).tolist(), 0]
+
+    def clear(self, first: int, last: int, values: Tensor, start: int = 0) -> None:
+        """Zeros for sequences first ... last - 1 past their ends, and at least from step `start` on where given."""
+        for b, length in zip(self.order[first:last].tolist(), self.lengths[first:last].tolist(), strict=True):
+            if length < values.shape[0]:
+                values[max(start, length) :, b] = 0
 
 
 def _forward(
-    predicted: Tensor,
-    table: Tensor,
-    likelihood: Tensor,
-    lengths: Tensor | None,
-    scale: Tensor | None,
-    save: bool,
+    predicted: Tensor, table: Tensor, likelihood: Tensor, lengths: Tensor | None, scale: Tensor | None, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, batch, K = likelihood.shape
-    predicted, table, likelihood = (x.detach().contiguous() for x in (predicted, table, likelihood))
-    normaliser = torch.ones(steps, batch, dtype=torch.float64)
-    filtered = torch.empty_like(likelihood)
-    saved = likelihood.new_empty(_saved_size(steps, batch, K, likelihood.dtype) if save else 0)
-    if likelihood.numel() == 0:
-        return normaliser.log_(), filtered, saved
-    order, lengths = shared.longest_first(lengths, steps, batch)
-    scaling = likelihood[:0] if scale is None else scale.detach().contiguous()
-    run = _forward_lanes if K <= LANES else _forward_rows
-    run(
-        order,
-        lengths,
-        predicted,
-        table,
-        likelihood,
-        scaling,
-        scale is not None,
-        normaliser,
-        filtered,
-        saved,
-        save,
-    )
-    return normaliser.log_(), filtered, saved
+    # Not torch.ones and log: they would wake torch's threads for a moment's work.
+    normaliser = np.ones((steps, batch))
+    filtered = likelihood.new_empty(steps, batch, K)
+    saved = likelihood.new_empty(_saved_size(steps, batch, K)) if save else likelihood.new_empty(0)
+    if likelihood.numel():
+        chain = _Chain.of(predicted, table, likelihood, lengths, scale)
+        if K <= LANES:
+            _forward_lanes(chain, normaliser, filtered)
+            saved.zero_()
+        else:
+            _forward_rows(chain, normaliser, filtered, saved)
+    _jit().logarithms(0, normaliser.size, normaliser.reshape(-1))
+    return torch.from_numpy(normaliser), filtered, saved
 
 
-def _forward_lanes(
-    order: Tensor,
-    lengths: Tensor,
-    predicted: Tensor,
-    table: Tensor,
-    likelihood: Tensor,
-    scale: Tensor,
-    scaled: bool,
-    normaliser: Tensor,
-    filtered: Tensor,
-    saved: Tensor,
-    save: bool,
-) -> None:
+def _forward_lanes(chain: _Chain, normaliser: np.ndarray, filtered: Tensor) -> None:
     jit = _jit()
-    width = _width(likelihood.dtype)
-    groups = (order.shape[0] + width - 1) // width
-    ranges = shared.pieces(groups, _parts(likelihood.numel() * table.shape[0], groups, 2))
-    inputs = [x.numpy() for x in (order, lengths, predicted, _panels(table), likelihood, scale)]
-    outputs = [x.numpy() for x in (normaliser, filtered, saved)]
+    ranges = chain.groups()
+    inputs = [x.numpy() for x in (chain.order, chain.lengths, chain.predicted, _panels(chain.table), chain.likelihood)]
 
     def some(i: int) -> None:
-        jit.forward_lanes(*ranges[i], *inputs, scaled, *outputs, save)
+        jit.forward_lanes(*ranges[i], *inputs, chain.scale.numpy(), chain.scaled, normaliser, filtered.numpy())
 
     shared.parallel(some, len(ranges))
 
 
-def _forward_rows(
-    order: Tensor,
-    lengths: Tensor,
-    predicted: Tensor,
-    table: Tensor,
-    likelihood: Tensor,
-    scale: Tensor,
-    scaled: bool,
-    normaliser: Tensor,
-    filtered: Tensor,
-    saved: Tensor,
-    save: bool,
-) -> None:
+def _forward_rows(chain: _Chain, normaliser: np.ndarray, filtered: Tensor, saved: Tensor) -> None:
     jit = _jit()
-    steps, batch, K = likelihood.shape
-    kept = saved if save else likelihood.new_empty(batch * (K + 1))
+    steps, batch, K = filtered.shape
+    save = saved.numel() > 0
+    kept = saved if save else filtered.new_empty(batch * (K + 1))
     size = kept.numel() // (K + 1)
-    rows, sums = kept[: size * K].view(size, K), kept[size * K :]
-    starts = _starts(lengths, steps, save)
-    ranges = _slices(lengths, K)
-    inputs = [x.numpy() for x in (likelihood, scale)]
-    outputs = [x.numpy() for x in (normaliser, filtered)]
-    places = order.numpy()
+    all_rows, sums = kept[: size * K].view(size, K), kept[size * K :]
+    starts = chain.starts() if save else [0] * (steps + 1)
+    ranges = chain.rows()
+    fixed = (chain.likelihood.numpy(), chain.scale.numpy(), chain.scaled, normaliser, filtered.numpy())
+    order = chain.order.numpy()
 
     def some(i: int) -> None:
         first, last = ranges[i]
-        counts = _counts(lengths, first, last)
-        S = likelihood.new_empty(last - first, K)
-        P = rows[starts[0] + first : starts[0] + last]
-        torch.index_select(predicted, 0, order[first:last], out=P)
+        counts = chain.counts(first, last)
+        S = filtered.new_empty(last - first, K)
+        P = all_rows[starts[0] + first : starts[0] + last]
+        torch.index_select(chain.predicted, 0, chain.order[first:last], out=P)
         with shared.one_thread(len(ranges) > 1):
             for t, count in enumerate(counts[:-1]):
                 later = counts[t + 1]
                 C = sums[starts[t] + first : starts[t] + last]
-                jit.forward_rows(
-                    t, count, later, first, places, P.numpy(), C.numpy(), *inputs, scaled, *outputs, S.numpy()
-                )
+                jit.forward_rows(t, count, later, first, order, P.numpy(), C.numpy(), *fixed, S.numpy())
                 if later:
-                    P = rows[starts[t + 1] + first : starts[t + 1] + first + later]
-                    torch.mm(S[:later], table, out=P)
-        for b, length in zip(order[first:last].tolist(), lengths[first:last].tolist(), strict=True):
-            if length < steps:
-                filtered[length:, b] = 0
+                    P = all_rows[starts[t + 1] + first : starts[t + 1] + first + later]
+                    torch.mm(S[:later], chain.table, out=P)
+        chain.clear(first, last, filtered)
 
     shared.parallel(some, len(ranges))
 
@@ -201,180 +175,128 @@ def _forward_rows(
 def _backward(
     g_normaliser: Tensor | None,
     g_filtered: Tensor | None,
+    predicted: Tensor,
     table: Tensor,
     likelihood: Tensor,
     lengths: Tensor | None,
     scale: Tensor | None,
+    filtered: Tensor,
     saved: Tensor,
     of_table: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     steps, batch, K = likelihood.shape
-    if saved.numel() != _saved_size(steps, batch, K, likelihood.dtype):
+    if saved.numel() != _saved_size(steps, batch, K):
         raise ValueError("forward_backward was called with save=False: it has no gradient")
-    table, likelihood = table.detach().contiguous(), likelihood.detach().contiguous()
-    g_predicted = likelihood.new_zeros(batch, K)
-    g_table = torch.zeros_like(table)
-    g_likelihood = torch.empty_like(likelihood)
-    g_scale = torch.empty_like(likelihood) if scale is not None else likelihood.new_empty(0)
-    if likelihood.numel() == 0:
-        return g_predicted, g_table, g_likelihood, g_scale.zero_()
-    order, lengths = shared.longest_first(lengths, steps, batch)
-    scaling = likelihood[:0] if scale is None else scale.detach().contiguous()
-    if g_normaliser is None:
-        g_normaliser = torch.zeros(steps, batch, dtype=torch.float64)
-    g_filtering = likelihood[:0] if g_filtered is None else g_filtered.detach().contiguous()
-    run = _backward_lanes if K <= LANES else _backward_rows
-    run(
-        order,
-        lengths,
-        table,
-        likelihood,
-        scaling,
-        scale is not None,
-        saved,
-        g_normaliser.detach().contiguous(),
-        g_filtering,
+    gradients = _Gradients(
+        np.zeros((steps, batch)) if g_normaliser is None else g_normaliser.detach().contiguous().numpy(),
+        (likelihood[:0] if g_filtered is None else g_filtered).detach().contiguous(),
         g_filtered is not None,
         of_table,
-        g_predicted,
-        g_table,
-        g_likelihood,
-        g_scale if scale is not None else scaling,
+        likelihood.new_zeros(batch, K),
+        likelihood.new_zeros(K, K),
+        likelihood.new_empty(steps, batch, K),
+        likelihood.new_empty((steps, batch, K) if scale is not None else (0, 0, 0)),
     )
-    return g_predicted, g_table, g_likelihood, g_scale
+    if likelihood.numel():
+        chain = _Chain.of(predicted, table, likelihood, lengths, scale)
+        if K <= LANES:
+            _backward_lanes(chain, gradients, filtered.detach())
+        else:
+            _backward_rows(chain, gradients, saved)
+    return gradients.predicted, gradients.table, gradients.likelihood, gradients.scale
 
 
-def _backward_lanes(
-    order: Tensor,
-    lengths: Tensor,
-    table: Tensor,
-    likelihood: Tensor,
-    scale: Tensor,
-    scaled: bool,
-    saved: Tensor,
-    g_normaliser: Tensor,
-    g_filtered: Tensor,
-    filtering: bool,
-    of_table: bool,
-    g_predicted: Tensor,
-    g_table: Tensor,
-    g_likelihood: Tensor,
-    g_scale: Tensor,
-) -> None:
+class _Gradients(NamedTuple):
+    """The gradients that come in and those that go out."""
+
+    of_normaliser: np.ndarray
+    of_filtered: Tensor
+    filtering: bool
+    of_table: bool
+    predicted: Tensor
+    table: Tensor
+    likelihood: Tensor
+    scale: Tensor
+
+
+def _backward_lanes(chain: _Chain, gradients: _Gradients, filtered: Tensor) -> None:
     jit = _jit()
-    K = table.shape[0]
-    states, width = _padded(K), _width(likelihood.dtype)
-    groups = (order.shape[0] + width - 1) // width
-    ranges = shared.pieces(groups, _parts(likelihood.numel() * K, groups, 2))
-    parts = likelihood.new_zeros(len(ranges), states, states)
-    inputs = [x.numpy() for x in (order, lengths, _panels(table.t()), likelihood, scale)]
-    gradients = [g_normaliser.numpy(), g_filtered.numpy(), filtering, of_table, g_predicted.numpy()]
+    K = chain.table.shape[0]
+    ranges = chain.groups()
+    parts = filtered.new_zeros(len(ranges), _padded(K), _padded(K))
+    panels = _panels(chain.table), _panels(chain.table.t())
+    inputs = [x.numpy() for x in (chain.order, chain.lengths, chain.predicted, *panels, chain.likelihood)]
+    fixed = (
+        *(chain.scale.numpy(), chain.scaled, filtered.numpy()),
+        *(gradients.of_normaliser, gradients.of_filtered.numpy(), gradients.filtering, gradients.of_table),
+        gradients.predicted.numpy(),
+    )
+    outputs = gradients.likelihood.numpy(), gradients.scale.numpy()
 
     def some(i: int) -> None:
-        jit.backward_lanes(
-            *ranges[i],
-            *inputs,
-            scaled,
-            saved.numpy(),
-            *gradients,
-            parts[i].numpy(),
-            g_likelihood.numpy(),
-            g_scale.numpy(),
-        )
+        jit.backward_lanes(*ranges[i], *inputs, *fixed, parts[i].numpy(), *outputs)
 
     shared.parallel(some, len(ranges))
-    if of_table:
-        torch.sum(parts[:, :K, :K], 0, out=g_table)
+    if gradients.of_table:
+        torch.sum(parts[:, :K, :K], 0, out=gradients.table)
 
 
-def _backward_rows(
-    order: Tensor,
-    lengths: Tensor,
-    table: Tensor,
-    likelihood: Tensor,
-    scale: Tensor,
-    scaled: bool,
-    saved: Tensor,
-    g_normaliser: Tensor,
-    g_filtered: Tensor,
-    filtering: bool,
-    of_table: bool,
-    g_predicted: Tensor,
-    g_table: Tensor,
-    g_likelihood: Tensor,
-    g_scale: Tensor,
-) -> None:
+def _backward_rows(chain: _Chain, gradients: _Gradients, saved: Tensor) -> None:
     jit = _jit()
-    steps, batch, K = likelihood.shape
-    rows, sums = saved[: steps * batch * K].view(steps * batch, K), saved[steps * batch * K :]
-    starts = _starts(lengths, steps, True)
-    ranges = _slices(lengths, K)
-    parts: list[Tensor] = [table] * len(ranges)
-    inputs = [x.numpy() for x in (likelihood, scale)]
-    gradients = [g_normaliser.numpy(), g_filtered.numpy(), filtering]
-    outputs = [g_likelihood.numpy(), g_scale.numpy()]
-    places = order.numpy()
-    transposed = table.t()
+    steps, batch, K = chain.likelihood.shape
+    all_rows, sums = saved[: steps * batch * K].view(steps * batch, K), saved[steps * batch * K :]
+    starts = chain.starts()
+    ranges = chain.rows()
+    parts: list[Tensor] = [chain.table] * len(ranges)
+    order = chain.order.numpy()
+    fixed = (
+        *(chain.likelihood.numpy(), chain.scale.numpy(), chain.scaled),
+        *(gradients.of_normaliser, gradients.of_filtered.numpy(), gradients.filtering),
+    )
+    outputs = gradients.likelihood.numpy(), gradients.scale.numpy()
+    transposed = chain.table.t()
 
     def some(i: int) -> None:
+        # Rows of the table's gradient wait in pairs: left holds what the table was applied to, right the gradient of
+        # the product. The right one of a pair comes a step earlier (time runs backwards here) than its left one.
         first, last = ranges[i]
-        counts = _counts(lengths, first, last)
-        room = max(ROWS, last - first)
-        left, right = likelihood.new_empty(room, K), likelihood.new_empty(room, K)
-        V = likelihood.new_zeros(last - first, K)
-        part = torch.zeros_like(table)
+        counts = chain.counts(first, last)
+        room = max(ROWS, 2 * (last - first))
+        left, right = saved.new_empty(room, K), saved.new_empty(room, K)
+        V = saved.new_empty(last - first, K)
+        part = torch.zeros_like(chain.table)
         filled = 0
         with shared.one_thread(len(ranges) > 1):
             for t in range(len(counts) - 2, -1, -1):
                 count, later = counts[t], counts[t + 1]
                 start = starts[t] + first
-                S = left[filled : filled + later].numpy()
-                P, C = rows[start : start + count].numpy(), sums[start : start + count].numpy()
-                full = filled + later + count > room
-                place = 0 if full else filled + later
-                R = right[place : place + count]
-                if full:
-                    R = likelihood.new_empty(count, K)
-                jit.backward_rows(
-                    t,
-                    count,
-                    later,
-                    first,
-                    places,
-                    P,
-                    C,
-                    V.numpy(),
-                    *inputs,
-                    scaled,
-                    *gradients,
-                    S,
-                    R.numpy(),
-                    *outputs,
-                )
-                if full:
-                    if of_table:
-                        part.addmm_(left[: filled + later].t(), right[: filled + later])
-                    right[:count] = R
-                filled = place
+                P, C = all_rows[start : start + count], sums[start : start + count]
+                S = left[filled : filled + later]
+                R = right[filled + later : filled + later + count]
+                numbers = (x.numpy() for x in (P, C, V))
+                jit.backward_rows(t, count, later, first, order, *numbers, *fixed, S.numpy(), R.numpy(), *outputs)
+                filled += later
+                if t and filled + count + counts[t - 1] > room:
+                    if gradients.of_table:
+                        part.addmm_(left[:filled].t(), right[:filled])
+                    right[:count] = R.clone() if filled < count else R
+                    R = right[:count]
+                    filled = 0
                 if t:
                     torch.mm(R, transposed, out=V[:count])
                 else:
-                    g_predicted[order[first:last]] = 0
-                    g_predicted[order[first : first + count]] = R
-            if of_table and filled:
+                    gradients.predicted[chain.order[first : first + count]] = R
+            if gradients.of_table and filled:
                 part.addmm_(left[:filled].t(), right[:filled])
         parts[i] = part
-        for b, length in zip(order[first:last].tolist(), lengths[first:last].tolist(), strict=True):
-            if length < steps:
-                g_likelihood[length:, b] = 0
-                if scaled:
-                    g_scale[max(1, length) :, b] = 0
-            if scaled:
-                g_scale[0, b] = 0
+        chain.clear(first, last, gradients.likelihood)
+        if chain.scaled:
+            chain.clear(first, last, gradients.scale, 1)
+            gradients.scale[0, chain.order[first:last]] = 0
 
     shared.parallel(some, len(ranges))
-    for part in parts if of_table else []:
-        g_table += part
+    for part in parts if gradients.of_table else []:
+        gradients.table.add_(part)
 
 
 def _fake_forward(
@@ -386,7 +308,7 @@ def _fake_forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, batch, K = likelihood.shape
-    size = _saved_size(steps, batch, K, likelihood.dtype) if save else 0
+    size = _saved_size(steps, batch, K) if save else 0
     return (
         likelihood.new_empty(steps, batch, dtype=torch.float64),
         likelihood.new_empty(steps, batch, K),
@@ -397,10 +319,12 @@ def _fake_forward(
 def _fake_backward(
     g_normaliser: Tensor | None,
     g_filtered: Tensor | None,
+    predicted: Tensor,
     table: Tensor,
     likelihood: Tensor,
     lengths: Tensor | None,
     scale: Tensor | None,
+    filtered: Tensor,
     saved: Tensor,
     of_table: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -409,15 +333,15 @@ def _fake_backward(
         likelihood.new_empty(batch, K),
         likelihood.new_empty(K, K),
         likelihood.new_empty(steps, batch, K),
-        likelihood.new_empty((steps, batch, K) if scale is not None else (0,)),
+        likelihood.new_empty((steps, batch, K) if scale is not None else (0, 0, 0)),
     )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, table, likelihood, lengths, scale, _ = inputs
+    predicted, table, likelihood, lengths, scale, _ = inputs
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(table, likelihood, lengths, scale, output[2])
+    ctx.save_for_backward(predicted, table, likelihood, lengths, scale, output[1], output[2])
 
 
 def _gradient(
@@ -425,9 +349,9 @@ def _gradient(
 ) -> tuple[Tensor | None, ...]:
     if g_normaliser is None and g_filtered is None:
         return (None,) * 6
-    table, likelihood, lengths, scale, saved = ctx.saved_tensors
+    scale = ctx.saved_tensors[4]
     g_predicted, g_table, g_likelihood, g_scale = torch.ops.statespan.forward_backward_backward(
-        g_normaliser, g_filtered, table, likelihood, lengths, scale, saved, ctx.needs_input_grad[1]
+        g_normaliser, g_filtered, *ctx.saved_tensors, ctx.needs_input_grad[1]
     )
     return g_predicted, g_table, g_likelihood, None, None if scale is None else g_scale, None
 
@@ -440,8 +364,9 @@ shared.define(
     differentiable=True,
 )
 shared.define(
-    "forward_backward_backward(Tensor? g_normaliser, Tensor? g_filtered, Tensor table, Tensor likelihood,"
-    " Tensor? lengths, Tensor? scale, Tensor saved, bool of_table) -> (Tensor, Tensor, Tensor, Tensor)",
+    "forward_backward_backward(Tensor? g_normaliser, Tensor? g_filtered, Tensor predicted, Tensor table,"
+    " Tensor likelihood, Tensor? lengths, Tensor? scale, Tensor filtered, Tensor saved, bool of_table)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
 )
