@@ -10,7 +10,7 @@ OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": 
 
 @njit(**OPTIONS)
 def push(first, last, probs, logits, gate, moved, normaliser):
-    """Sequences first ... last - 1: moved[b] = sum over l of probs[b, l] softmax(logits[l] gate[b]), and log normalisers.
+    """Sequences first ... last - 1: moved[b] = sum over l of probs[b, l] softmax(logits[l] gate[b]).
 
     Rows are padded to whole vectors of lanes: the logits with a number whose exponential is 0, the gate with ones.
     """

@@ -46,7 +46,7 @@ def dense(
 def addition(
     model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
 ) -> Trace | None:
-    """Addition feeding: exp(W) is the matrix, each step's row factors scale the belief, its column factors the likelihood."""
+    """Addition feeding: exp(W) is the matrix; row factors scale the belief, column factors the likelihood."""
     likelihood = prepared.likelihoods
     if likelihood.fed.observed is not None and not bool(likelihood.fed.observed.all()):
         return None
@@ -55,8 +55,6 @@ def addition(
     row, column = (torch.cat([one, x[:-1]]) for x in (drive.row, drive.column))
     value = likelihood.value * column
     return _trace(prepared, *forward_backward(predicted, prepared.moves.tables.value, value, prepared.lengths, row))
-
-
 
 
 @register(MaxProduct, Dense, keeps=("paths",))
