@@ -47,9 +47,7 @@ class Discrete(NamedTuple):
 
     def draw(self) -> "Discrete":
         """One-hot at a state drawn from `probs`."""
-        probs = self.probs
-        z = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1).view(probs.shape[:-1])
-        return Discrete(torch.nn.functional.one_hot(z, probs.shape[-1]).to(probs.dtype))
+        return Discrete(torch.nn.functional.one_hot(choose(self.probs), self.probs.shape[-1]).to(self.probs.dtype))
 
     def point(self) -> Tensor:
         """The most probable state, (...) integers; ties go to the lower one."""
@@ -119,18 +117,20 @@ class Particles(NamedTuple):
         return None
 
     def draw(self) -> "Particles":
-        """The same cloud with all its weight on one particle, drawn by weight."""
-        n = self.log_weights.shape[-1]
-        chosen = torch.multinomial(self.log_weights.exp().reshape(-1, n), 1).view(self.log_weights.shape[:-1])
-        weights = torch.nn.functional.one_hot(chosen, n).to(self.log_weights.dtype)
-        return self._replace(log_weights=weights.log())
+        """A cloud of one particle, drawn by weight."""
+        chosen = choose(self.log_weights.exp())[..., None]
+        return Particles(self.at(chosen), torch.zeros_like(self.log_weights[..., :1]), chosen)
+
+    def at(self, index: Tensor) -> Tensor:
+        """The particles of (..., M) indices: (..., M) or (..., M, D)."""
+        axis, rank = self.log_weights.dim() - 1, self.z.dim() - self.log_weights.dim()
+        wide = index.view(*index.shape, *[1] * rank).expand(*index.shape, *self.z.shape[axis + 1 :])
+        return self.z.gather(axis, wide)
 
     def point(self) -> Tensor:
         """The heaviest particle, (...) or (..., D)."""
-        rank = self.z.dim() - self.log_weights.dim()
-        best = self.log_weights.argmax(-1, keepdim=True).view(*self.log_weights.shape[:-1], 1, *[1] * rank)
-        at = self.log_weights.dim() - 1
-        return self.z.gather(at, best.expand(*best.shape[: at + 1], *self.z.shape[at + 1 :])).squeeze(at)
+        axis = self.log_weights.dim() - 1
+        return self.at(self.log_weights.argmax(-1, keepdim=True)).squeeze(axis)
 
     def summary(self) -> dict[str, Tensor]:
         """`samples` (..., N, D), `weights` (..., N), and their `mean` and `covariance` for vectors."""
@@ -234,6 +234,11 @@ class Best(NamedTuple):
     def summary(self) -> dict[str, Tensor]:
         """`score`."""
         return {"score": self.score}
+
+
+def choose(weights: Tensor) -> Tensor:
+    """One index a row, drawn with probability proportional to weights (..., N), by an exponential race."""
+    return (weights / torch.empty_like(weights).exponential_()).argmax(-1)
 
 
 def with_fed(state: Any, fed: Tree) -> Any:

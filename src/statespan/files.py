@@ -46,7 +46,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
                 return {"part": name, "path": path, "options": {field: getattr(x, field) for field in fields}}
         if not isinstance(x, Part):
             raise StatespanError(f"cannot save {path}: {type(x).__name__} is no statespan Part; derive it from ss.Part")
-        arguments, options = x.arguments
+        arguments, options = x.recipe()
         return {
             "part": part_name(type(x)),
             "path": path,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """One step of the recursion: p(z_t | y_<t), p(z_t | y_<=t) and log p(y_t | y_<t) (B,), or None if scored in bulk."""
+    """One step: p(z_t | y_<t), p(z_t | y_<=t), and log p(y_t | y_<t) (B,), or None where it is scored in bulk."""
 
     predicted: Any
     filtered: Any
@@ -267,6 +267,25 @@ def run(
     return Trace(**{name: getattr(trace, name) for name in keep})
 
 
+def total(log_prob: Float[Tensor, "T B"], sequences: Tensor | None = None) -> Float[Tensor, ""]:
+    """Sum a log-probability over everything, refusing minus infinity by name.
+
+    Args:
+        log_prob: (T, B).
+        sequences: (B,) what each is called, where they are not the first B.
+    """
+    each = log_prob.sum(0)
+    if bool(each.isneginf().any()):
+        index = int(each.isneginf().nonzero()[0])
+        step = int(log_prob[:, index].isneginf().nonzero()[0])
+        name = index if sequences is None else int(sequences[index])
+        raise StatespanError(
+            f"sequence {name}, step {step}: the model gives this observation probability zero; "
+            "remove it or start from parameters that allow it"
+        )
+    return each.sum()
+
+
 def prepare(model: "statespan.model.StateSpace", method: Method, data: Sequences, constants: Tree = None) -> Prepared:
     """`method.prepare` with the lengths beside it."""
     constants = method.constants(model) if constants is None else constants
@@ -294,10 +313,7 @@ def _run_scan(
         if "log_prob" in need:
             log_prob.append(step.log_prob)
     kept = stack(filtered) if filtered else None
-    if prepared.lengths is not None and kept is not None:
-        last = select(kept, prepared.lengths - 1)
-    else:
-        last = belief
+    last = belief if prepared.lengths is None or kept is None else select(kept, prepared.lengths - 1)
     return Trace(
         predicted=stack(predicted) if predicted else None,
         filtered=kept if "filtered" in need else None,

@@ -42,9 +42,17 @@ class StateSpace(Part):
         torch.Size([])
     """
 
+    initial: Any
+    transition: Any
+    emission: Any
+
     def __init__(self, initial: nn.Module, transition: nn.Module, emission: nn.Module):
         super().__init__()
         self.initial, self.transition, self.emission = initial, transition, emission
+
+    def recipe(self) -> tuple[tuple, dict[str, Any]]:
+        """The three parts as they are now."""
+        return (self.initial, self.transition, self.emission), {}
 
     def log_prob(
         self,

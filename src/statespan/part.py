@@ -1,7 +1,7 @@
 """What a part is: a conditional distribution as an nn.Module, and the interfaces that methods ask of it."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from statespan.belief import Gaussian
 from statespan.sequences import Event
 from statespan.tree import Tree
 
+P = TypeVar("P", bound="Part")
 PARTS: dict[str, type["Part"]] = {}
 """Every part by the name it is saved under."""
 
@@ -23,15 +24,25 @@ def part_name(cls: type) -> str:
 class Part(nn.Module):
     """The base of every part: an nn.Module that remembers the arguments it was made with.
 
-    A subclass is known by name from then on, so that `save` writes the name and the arguments, and `load` makes the
+    A subclass is known by name from then on, so that `save` writes the name and the `recipe`, and `load` makes the
     part again without running code from the file.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Part":
+    _arguments: tuple[tuple, dict[str, Any]]
+
+    def __new__(cls: type[P], *args: Any, **kwargs: Any) -> P:
         """Remember the arguments."""
         self = super().__new__(cls)
-        self.__dict__["arguments"] = (args, kwargs)
+        object.__setattr__(self, "_arguments", (args, kwargs))
         return self
+
+    def recipe(self) -> tuple[tuple, dict[str, Any]]:
+        """Arguments, positional and by name, that make a part of this shape: those it was made with.
+
+        Numbers, strings, None, lists of them, and other parts; no tensors. A part whose values were given as tensors
+        answers with their sizes.
+        """
+        return self._arguments
 
     def __init_subclass__(cls, **kwargs: Any):
         """Make the class known to `load`."""
@@ -42,8 +53,11 @@ class Part(nn.Module):
 class Generative(ABC):
     """A part that can be simulated: its `forward` returns a torch Distribution.
 
-    Initial: `forward(shape, u)`; transition and emission: `forward(z, u)`.
+    Initial: `forward(shape, u)`; transition and emission: `forward(z, u)`. An autoregressive transition is none: it
+    needs what y left behind too.
     """
+
+    autoregressive: ClassVar[bool] = False
 
 
 # ------------------------------------------------------------------------------------------ finite states
@@ -144,6 +158,7 @@ class GaussianInitial(ABC):
 class LinearPart(ABC):
     """A transition or an emission that is affine with normal noise."""
 
+    autoregressive: ClassVar[bool] = False
     event: Event
 
     @abstractmethod
@@ -171,6 +186,7 @@ class CellTransition(ABC):
     y is known.
     """
 
+    autoregressive: ClassVar[bool] = True
     simplex: bool
     moves_to_simplex: bool
 

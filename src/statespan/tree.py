@@ -1,6 +1,6 @@
 """Nested tuples of tensors: the one container that beliefs, tables and prepared work share."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -39,14 +39,13 @@ def leaves(tree: Tree) -> list[Tensor]:
 
 def replace_leaves(tree: Tree, new: Iterable[Tensor]) -> Tree:
     """The same tree with its tensors (as `leaves` lists them) replaced by `new`."""
-    new = iter(new)
+    return _replaced(tree, iter(new))
 
-    def walk(node: Tree) -> Tree:
-        if isinstance(node, Tensor):
-            return next(new)
-        return rebuild(node, [walk(child) for child in node]) if isinstance(node, tuple) else node
 
-    return walk(tree)
+def _replaced(tree: Tree, new: Iterator[Tensor]) -> Tree:
+    if isinstance(tree, Tensor):
+        return next(new)
+    return rebuild(tree, [_replaced(child, new) for child in tree]) if isinstance(tree, tuple) else tree
 
 
 def unstack(tree: Tree, length: int) -> list[Tree]:

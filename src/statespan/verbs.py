@@ -1,14 +1,15 @@
 """The verbs, each written once, over any model and method."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical
+from torch.distributions import Categorical, Distribution
 
 from statespan.answers import Forecast, Posterior
 from statespan.errors import StatespanError
-from statespan.method import Method, prepare, run, walk_back
+from statespan.method import Method, prepare, run, total, walk_back
 from statespan.methods import check, method_for
 from statespan.part import seeded
 from statespan.sequences import Layout, Sequences, read
@@ -73,13 +74,17 @@ def sample_posterior(
     model: Any, data: Sequences, layout: Layout, n: int, seed: int | None, method: Method | None
 ) -> Any:
     """N posterior paths of every sequence, drawn backwards, all at once."""
+    if n < 1:
+        raise StatespanError(f"n={n}: draw at least one path")
     method = choose(model, method)
-    many = tree_map(lambda x: x.repeat_interleave(n, 1), data._replace(lengths=None, u=None))
-    many = many._replace(u=tree_map(lambda x: x.repeat_interleave(n, 1), data.u))
-    if data.lengths is not None:
-        many = many._replace(lengths=data.lengths.repeat_interleave(n))
+    ends = None if data.lengths is None else data.lengths.repeat_interleave(n)
+    many = tree_map(lambda x: x.repeat_interleave(n, 1), data._replace(lengths=None))._replace(lengths=ends)
     with torch.no_grad(), seeded(seed):
-        prepared = prepare(model, method, many)
+        constants = method.constants(model)
+        log_prob = run(model, method, data, constants=constants).log_prob
+        assert log_prob is not None
+        total(log_prob)
+        prepared = prepare(model, method, many, constants)
         steps = list(walk_back(model, method, prepared, None, many.shape, method.draw))
         path = stack([step.state.point() for step in steps[::-1]])
     path = tree_map(lambda x: x.unflatten(1, (len(layout.lengths), n)).movedim(0, 2), path)  # (B, n, T, ...)
@@ -100,23 +105,29 @@ def ahead(future: Any, layout: Layout, steps: int, like: Tensor) -> Tensor:
     return value.transpose(0, 1)
 
 
+class Drawn(NamedTuple):
+    """One simulated step: the state, the distribution it emits, and the observation drawn from that."""
+
+    state: Tree
+    distribution: Distribution
+    y: Tensor
+
+
 def simulate(
-    model: Any, method: Method, constants: Tree, belief: Any, length: int, batch: int, inputs: Any = None
-) -> tuple[Tree, Tensor]:
-    """Draw states and observations after `belief` (None: from the start): trees (T, B, ...) and (T, B, ...)."""
-    states, ys = [], []
-    for t in range(length):
-        u = None if inputs is None else inputs[t : t + 1]
-        blank = Sequences(observed=torch.zeros(1, batch, dtype=torch.bool, device=_device(model)), u=u)
-        move = _first(method.prepare(model, constants, blank)[0])
+    model: Any, method: Method, constants: Tree, belief: Any, length: int, batch: int, inputs: Tree = None
+) -> Iterator[Drawn]:
+    """Draw a step at a time after `belief` (None: from the start): move, draw a state, emit, remember."""
+    blank = Sequences(observed=torch.zeros(length, batch, dtype=torch.bool, device=_device(model)), u=inputs)
+    for t, move in enumerate(unstack(method.prepare(model, constants, blank)[0], length)):
+        now, u = tree_map(lambda x, t=t: x[t : t + 1], inputs), tree_map(lambda x, t=t: x[t], inputs)
         before = method.init(model, move, batch) if belief is None else method.predict(model, belief, move)
-        sure = method.draw(before)
-        y = method.emit(model, constants, sure, None if u is None else u[0]).sample()
-        likelihood = _first(method.prepare(model, constants, Sequences(y=y[None], u=u))[1])
-        belief, _ = method.update(model, sure, likelihood)
-        states.append(sure.state.point())
-        ys.append(y)
-    return stack(states), torch.stack(ys)
+        belief = method.draw(before)
+        distribution = method.emit(model, constants, belief, u)
+        y = distribution.sample()
+        yield Drawn(belief.state.point(), distribution, y)
+        if model.transition.autoregressive:
+            seen = method.prepare(model, constants, Sequences(y=y[None], u=now))[1]
+            belief, _ = method.update(model, belief, unstack(seen, 1)[0])
 
 
 def forecast(
@@ -153,55 +164,37 @@ def forecast_from(
     """A forecast from a belief."""
     batch = len(layout.lengths)
     many = tree_map(lambda x: x.repeat_interleave(samples, 0), last)
-    wide = None if inputs is None else inputs.repeat_interleave(samples, 1)
+    wide = tree_map(lambda x: x.repeat_interleave(samples, 1), inputs)
+    drawn = list(simulate(model, method, constants, many, steps, batch * samples, wide))
+    draws = torch.stack([d.y for d in drawn]).unflatten(1, (batch, samples)).movedim((2, 1, 0), (0, 1, 2))
     if not method.exact(model):
-        return _sampled_forecast(model, method, constants, many, layout, steps, samples, wide)
-    _, y = simulate(model, method, constants, many, steps, batch * samples, wide)
-    draws = y.unflatten(1, (batch, samples)).movedim((2, 1, 0), (0, 1, 2))
+        each = [d.distribution for d in drawn]
+        return Forecast(_mean_of(each, (batch, samples)) or Empirical(draws), draws, layout, False)
     blank = Sequences(observed=torch.zeros(steps, batch, dtype=torch.bool, device=_device(model)), u=inputs)
     predicted = run(model, method, blank, last, ("predicted",), constants).predicted
-    ahead = tree_map(lambda x: x.transpose(0, 1), predicted)
-    return Forecast(method.emit(model, constants, ahead, inputs), draws, layout, True)
+    ahead = tree_map(lambda x: x.transpose(0, 1), (predicted, inputs))
+    return Forecast(method.emit(model, constants, *ahead), draws, layout, True)
 
 
-def _sampled_forecast(
-    model: Any,
-    method: Method,
-    constants: Tree,
-    many: Any,
-    layout: Layout,
-    steps: int,
-    samples: int,
-    inputs: Any,
-) -> Forecast:
-    """Ancestral samples; the distribution at each step is the mean over them (Rao-Blackwellised for symbols)."""
-    batch, belief, ys, each = len(layout.lengths), many, [], []
-    for t in range(steps):
-        u = None if inputs is None else inputs[t : t + 1]
-        blank = Sequences(observed=torch.zeros(1, batch * samples, dtype=torch.bool, device=_device(model)), u=u)
-        move = _first(method.prepare(model, constants, blank)[0])
-        before = method.draw(method.predict(model, belief, move))
-        distribution = method.emit(model, constants, before, None if u is None else u[0])
-        y = distribution.sample()
-        likelihood = _first(method.prepare(model, constants, Sequences(y=y[None], u=u))[1])
-        belief, _ = method.update(model, before, likelihood)
-        ys.append(y)
-        each.append(distribution)
-    draws = torch.stack(ys).unflatten(1, (batch, samples)).movedim((2, 1, 0), (0, 1, 2))
-    if isinstance(each[0], Categorical):
-        probs = torch.stack([d.probs.unflatten(0, (batch, samples)).mean(1) for d in each], 1)
-        return Forecast(Categorical(probs=probs), draws, layout, False)
-    return Forecast(Empirical(draws), draws, layout, False)
+def _mean_of(each: list[Distribution], shape: tuple[int, int]) -> Categorical | None:
+    """The mean over samples of each step's distribution of symbols (Rao-Blackwell); None for other distributions."""
+    if not isinstance(each[0], Categorical):
+        return None
+    probs = torch.stack([d.probs.unflatten(0, shape).mean(1) for d in each if isinstance(d, Categorical)], 1)
+    return Categorical(probs=probs, validate_args=False)
 
 
 class Empirical(torch.distributions.Distribution):
     """The distribution that puts equal weight on draws (S, ...)."""
 
-    arg_constraints = {}  # noqa: RUF012
-
     def __init__(self, draws: Tensor):
         super().__init__(draws.shape[1:], validate_args=False)
         self.draws = draws
+
+    @property
+    def arg_constraints(self) -> dict[str, Any]:
+        """None."""
+        return {}
 
     @property
     def mean(self) -> Tensor:
@@ -218,14 +211,13 @@ def sample(
     model: Any, n: int | None, length: int, seed: int | None, inputs: Any = None, method: Method | None = None
 ) -> tuple[Tree, Tensor]:
     """Draw n sequences: states and observations, (N, T, ...)."""
-    if length < 1:
-        raise StatespanError(f"length={length}: sample at least one step")
+    if length < 1 or (n is not None and n < 1):
+        raise StatespanError(f"length={length}, n={n}: sample at least one step of at least one sequence")
     method = choose(model, method)
     with torch.no_grad(), seeded(seed):
         constants = method.constants(model)
-        states, y = simulate(model, method, constants, None, length, n or 1, inputs)
-    front = lambda x: x[:, 0] if n is None else x.transpose(0, 1)  # noqa: E731
-    return tree_map(front, states), front(y)
+        drawn = [(d.state, d.y) for d in simulate(model, method, constants, None, length, n or 1, inputs)]
+    return tree_map(lambda x: x[:, 0] if n is None else x.transpose(0, 1), stack(drawn))
 
 
 def impute(model: Any, data: Sequences, layout: Layout, method: Method | None = None) -> Any:
@@ -238,11 +230,6 @@ def impute(model: Any, data: Sequences, layout: Layout, method: Method | None = 
         filled = method.fill(model, method.constants(model), data)
     there = present if present.dim() == data.y.dim() else present[..., None]
     return layout.steps(torch.where(there, data.y, filled.to(data.y.dtype)))
-
-
-def _first(tree: Tree) -> Tree:
-    """The only step of a tree over time."""
-    return unstack(tree, 1)[0]
 
 
 def _device(model: Any) -> torch.device:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from statespan.errors import StatespanError
-from statespan.fit.fitting import Fitter, total
-from statespan.method import Prepared, run
+from statespan.fit.fitting import Fitter
+from statespan.method import Prepared, run, total
 from statespan.methods import Forward, check
 from statespan.methods.forward import expectations
 from statespan.sequences import Sequences
@@ -168,7 +168,7 @@ def _observations(data: Sequences) -> int:
 
 def _batches(data: Sequences, size: int) -> list[Sequences]:
     """Sequences of like length together, at most `size` at once, so that little is padding."""
-    length, batch = data.shape
+    batch = data.shape[1]
     if batch <= size:
         return [data]
     order = torch.arange(batch) if data.lengths is None else data.lengths.sort(descending=True).indices

@@ -6,15 +6,13 @@ import copy
 from abc import ABC, abstractmethod
 from typing import Any
 
-import torch
-
 from statespan.errors import StatespanError
 from statespan.part import seeded
 from statespan.sequences import Sequences
 
 
 class Fitter(ABC):
-    """A way of fitting parameters to sequences. `history` holds the log-likelihood after each iteration of the last fit."""
+    """A way of fitting parameters to sequences; `history` holds the log-likelihood of each iteration of the last fit."""
 
     history: list[float]
 
@@ -50,16 +48,3 @@ def fit(model: Any, data: Sequences, by: Fitter | None, restarts: int, seed: int
         model.load_state_dict(state)
     by.history = history
     return model
-
-
-def total(log_prob: torch.Tensor) -> torch.Tensor:
-    """Sum a log-probability (T, B) over everything, refusing minus infinity by name."""
-    each = log_prob.sum(0)
-    if bool(each.isneginf().any()):
-        index = int(each.isneginf().nonzero()[0])
-        step = int(log_prob[:, index].isneginf().nonzero()[0])
-        raise StatespanError(
-            f"sequence {index}, step {step}: the model gives this observation probability zero; "
-            "remove it or start from parameters that allow it"
-        )
-    return each.sum()

@@ -7,8 +7,8 @@ import torch
 
 from statespan.errors import StatespanError
 from statespan.fit.em import _observations, _take
-from statespan.fit.fitting import Fitter, total
-from statespan.method import run
+from statespan.fit.fitting import Fitter
+from statespan.method import run, total
 from statespan.methods import method_for
 from statespan.sequences import Sequences
 

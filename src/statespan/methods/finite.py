@@ -1,10 +1,12 @@
 """What the finite-state methods share: their tables, moves and likelihoods."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, FiniteInitial, FiniteTransition
 from statespan.sequences import Sequences
 from statespan.tree import Lazy, Shared, Tree
@@ -57,28 +59,34 @@ def prepare_likelihood(model: Any, constants: Constants, data: Sequences) -> Lik
     if anything is not None:
         log = torch.where(anything[..., None], log, 0.0)
     if data.states is not None:
+        if bool((data.states >= states).any()):
+            b, t = (states <= data.states.T).nonzero()[0].tolist()
+            raise StatespanError(
+                f"sequence {b}, step {t}: labelled state {int(data.states[t, b])} lies outside 0..{states - 1}; "
+                "use -1 where the state is unknown"
+            )
         known, each = data.states[..., None] >= 0, torch.arange(states, device=log.device)
         log = log.masked_fill(known & (data.states[..., None] != each), -torch.inf)
     top = log.detach().amax(-1, keepdim=True)
     top = torch.where(top.isfinite(), top, 0.0)
     fed = None
     if model.transition.autoregressive:
-        gaps = None if data.observed is None else data.observed
         y = data.y if data.y is not None else torch.zeros(data.shape, dtype=torch.long, device=log.device)
-        fed = Fed(model.transition.feed(y, data.u, constants.transition), gaps)
+        fed = Fed(model.transition.feed(y, data.u, constants.transition), data.observed)
     return Likelihood((log - top).exp(), top[..., 0].double(), fed)
 
 
 def finite_constants(model: Any) -> Constants:
     """Stochastic tables from logits."""
     transition, emission = model.transition.constants(), model.emission.constants()
+    return Constants(model.initial.probs(), transition, emission, Lazy(partial(_average, model, transition, emission)))
+
+
+def _average(model: Any, transition: Tree, emission: Tree) -> Tensor:
+    """The transition's table with a missing symbol summed out."""
     initial = model.initial.probs()
-
-    def average() -> Tensor:
-        each = torch.eye(len(initial), dtype=initial.dtype, device=initial.device)
-        return model.transition.average(transition, model.emission.mixture(each, None, emission).probs.T)
-
-    return Constants(initial, transition, emission, Lazy(average))
+    each = torch.eye(len(initial), dtype=initial.dtype, device=initial.device)
+    return model.transition.average(transition, model.emission.mixture(each, None, emission).probs.T)
 
 
 def finite_prepare(model: Any, constants: Constants, data: Sequences) -> tuple[Moves, Likelihood]:

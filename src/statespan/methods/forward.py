@@ -107,6 +107,7 @@ def _fill_by_trial(model: Any, method: "Forward", constants: Constants, data: Se
     """Try every symbol in every gap, all of a gap's candidates as one batch."""
     assert data.observed is not None
     symbols = model.emission.event.symbols
+    assert symbols is not None
     filled = data.y.clone()
     gaps = (~data.observed & data.within).nonzero()
     for t, b in gaps.tolist():
@@ -115,7 +116,8 @@ def _fill_by_trial(model: Any, method: "Forward", constants: Constants, data: Se
         observed = data.observed[:, b : b + 1].expand(-1, symbols).clone()
         observed[t] = True
         lengths = None if data.lengths is None else data.lengths[b : b + 1].expand(symbols)
-        log_prob = run(model, method, Sequences(y, None, observed, lengths), None, constants=constants).log_prob
+        u = tree_map(lambda x, b=b: x[:, b : b + 1].expand(-1, symbols, *x.shape[2:]), data.u)
+        log_prob = run(model, method, Sequences(y, u, observed, lengths), None, constants=constants).log_prob
         assert log_prob is not None
         filled[t, b] = log_prob.sum(0).argmax()
     return filled

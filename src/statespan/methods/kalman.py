@@ -16,7 +16,10 @@ from statespan.tree import Shared, Tree
 
 
 class Observation(NamedTuple):
-    """What y_t says: the residual y - d with zeros where missing, C and R's scale likewise, and how many are there."""
+    """What y_t says: the residual y - d with zeros where missing, C likewise, a root of the noise, how many are there.
+
+    The root is (E, E), or (E, 2E) where something is missing: a missing coordinate observes nothing but noise.
+    """
 
     y: Tensor
     matrix: Tree
@@ -62,14 +65,9 @@ class Kalman(Method):
         there = there[..., None].expand_as(y) if there.dim() == 2 else there
         residual = torch.where(there, y - emission.offset, 0.0)
         matrix = torch.where(there[..., None], emission.matrix, 0.0)
-        covariance = emission.scale @ emission.scale.mT
-        both = there[..., :, None] & there[..., None, :]
-        eye = torch.eye(outputs, dtype=y.dtype, device=y.device)
-        scale = torch.where(there.all(-1)[..., None, None], emission.scale, 0.0)
-        partial = ~there.all(-1)
-        if bool(partial.any()):
-            gap = torch.where(both, covariance, torch.where(there[..., :, None], 0.0, eye))[partial]
-            scale = scale.index_put((partial,), torch.linalg.cholesky_ex(gap).L)
+        # The rows that are there keep their noise; each of the others gets one of its own.
+        own = torch.diag_embed((~there).to(y.dtype))
+        scale = torch.cat([torch.where(there[..., None], emission.scale, 0.0), own], -1)
         return move, Observation(residual, matrix, scale, there.sum(-1).to(y.dtype))
 
     def init(self, model: Any, move: Affine, batch: int) -> Gaussian:
@@ -87,9 +85,9 @@ class Kalman(Method):
         """Moments given y_t, and the log-density of y_t's observed coordinates."""
         matrix, scale = likelihood.matrix, likelihood.scale
         batch, dim = belief.mean.shape
-        outputs = scale.shape[-1]
+        outputs, noises = scale.shape[-2:]
         top = torch.cat([matrix @ belief.scale, scale.expand(batch, -1, -1)], -1)
-        bottom = torch.cat([belief.scale, belief.scale.new_zeros(batch, dim, outputs)], -1)
+        bottom = torch.cat([belief.scale, belief.scale.new_zeros(batch, dim, noises)], -1)
         joint = lower(torch.cat([top, bottom], -2))
         innovation, cross = joint[:, :outputs, :outputs], joint[:, outputs:, :outputs]
         residual = likelihood.y - (matrix @ belief.mean[..., None])[..., 0]
@@ -101,18 +99,19 @@ class Kalman(Method):
         return Gaussian(mean, joint[:, outputs:, outputs:]), log_prob
 
     def backward(self, model: Any, belief: Any, move: Affine, later: Any) -> Gaussian:
-        """Rauch-Tung-Striebel: z_t = m_t + G (z_{t+1} - m-) + noise, under any belief about z_{t+1}."""
+        """Rauch-Tung-Striebel: z_t = m_t + G (z_{t+1} - m-) + noise, under any belief about z_{t+1}.
+
+        The covariance is Joseph's sum, (I - G A) P (I - G A)' + G Q G' + G P+ G', which holds where P- is singular.
+        """
         belief, later = belief.state, later.state
-        batch, dim = belief.mean.shape
-        top = torch.cat([move.matrix @ belief.scale, move.scale.expand(batch, -1, -1)], -1)
-        bottom = torch.cat([belief.scale, torch.zeros_like(move.scale).expand(batch, -1, -1)], -1)
-        joint = lower(torch.cat([top, bottom], -2))
-        predicted, cross, rest = joint[:, :dim, :dim], joint[:, dim:, :dim], joint[:, dim:, dim:]
-        # A singular move (no noise along some direction) has no inverse there; nothing is to be learnt there either.
-        gain = cross @ torch.linalg.pinv(predicted)
+        moved, noise = move.matrix @ belief.scale, move.scale.expand(len(belief.mean), -1, -1)
+        # A direction without variance has no inverse; nothing is to be learnt along it either.
+        inverse = torch.linalg.pinv(lower(torch.cat([moved, noise], -1)))
+        gain = belief.scale @ moved.mT @ inverse.mT @ inverse
         ahead = belief.mean @ move.matrix.mT + move.offset
         mean = belief.mean + (gain @ (later.mean - ahead)[..., None])[..., 0]
-        return Gaussian(mean, lower(torch.cat([gain @ later.scale, rest], -1)))
+        rest = belief.scale - gain @ moved
+        return Gaussian(mean, lower(torch.cat([rest, gain @ noise, gain @ later.scale], -1)))
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Gaussian:
         """By `backward`."""
@@ -126,11 +125,10 @@ class Kalman(Method):
         expected = mean @ emission.matrix.mT + emission.offset
         if there is None or there.dim() == 2:
             return expected
-        scale = prepared.likelihoods.scale  # of the noise with missing coordinates cut loose
         residual = torch.where(there, data.y - expected, 0.0)
-        weights = torch.cholesky_solve(residual[..., None], scale)
-        covariance = emission.scale @ emission.scale.mT
-        return expected + (covariance @ torch.where(there[..., None], weights, 0.0))[..., 0]
+        noise = torch.where(there[..., None], emission.scale, 0.0)  # (T, B, E, E), a root of the noise that was seen
+        source = torch.linalg.pinv(noise) @ residual[..., None]
+        return expected + (emission.scale @ source)[..., 0]
 
     def decode(self, model: Any, constants: Tree, data: Sequences, k: int) -> tuple[Tensor, None]:
         """The smoothed mean: of a joint normal it is the mode."""

@@ -77,16 +77,14 @@ class ParticleFilter(Method):
                     f"{type(model.emission).__name__}; make the whole row missing, or use the model's own method"
                 )
             there = some
-        if data.y is None:
-            there = torch.zeros(data.shape, dtype=torch.bool)
         return (data.u,), Observed(data.y, data.u, there)
 
     def init(self, model: Any, move: Tree, batch: int) -> Particles:
         """N draws of z_1."""
         z = model.initial((batch, self.particles), move[0]).sample()
-        weights = torch.full((batch, self.particles), -math.log(self.particles), device=z.device)
+        weights = torch.full((batch, self.particles), -math.log(self.particles), dtype=_real(z), device=z.device)
         each = torch.arange(self.particles, device=z.device).expand(batch, -1)
-        return Particles(z, weights.to(_real(z)), each)
+        return Particles(z, weights, each)
 
     def predict(self, model: Any, belief: Any, move: Tree) -> Particles:
         """Resample where the weights have become uneven, then move every particle."""
@@ -96,7 +94,7 @@ class ParticleFilter(Method):
         uneven = 1 / weights.square().sum(-1, keepdim=True) < self.resample * weights.shape[-1]
         ancestors = torch.where(uneven, systematic(weights), each)
         flat = torch.full_like(belief.log_weights, -math.log(weights.shape[-1]))
-        moved = model.transition(_pick(belief.z, ancestors), move[0]).sample()
+        moved = model.transition(belief.at(ancestors), move[0]).sample()
         return Particles(moved, torch.where(uneven, flat, belief.log_weights), ancestors)
 
     def update(self, model: Any, belief: Particles, likelihood: Observed) -> tuple[Particles, Tensor]:
@@ -119,7 +117,10 @@ class ParticleFilter(Method):
         z = belief.z[:, :, None]
         log = model.transition(z, move[0]).log_prob(later.z[:, None])  # (B, N, N later)
         ahead = belief.log_weights[:, :, None] + log
-        conditional = ahead - ahead.logsumexp(1, keepdim=True)
+        total = ahead.logsumexp(1, keepdim=True)
+        conditional = ahead - torch.where(
+            total.isfinite(), total, 0.0
+        )  # a later particle that cannot be weighs nothing
         weights = (conditional + later.log_weights[:, None]).logsumexp(-1)
         return Particles(belief.z, weights.log_softmax(-1), belief.ancestors)
 
@@ -145,16 +146,10 @@ class ParticleFilter(Method):
         """The mixture over particles."""
         state = belief.state
         each = model.emission(state.z, u)
-        weights = Categorical(logits=state.log_weights)
+        weights = Categorical(logits=state.log_weights, validate_args=False)
         if isinstance(each, Categorical):
-            return Categorical(probs=(weights.probs[..., None] * each.probs).sum(-2))
-        return MixtureSameFamily(weights, each)
-
-
-def _pick(z: Tensor, index: Tensor) -> Tensor:
-    """Particles by index: (B, N, ...) and (B, N)."""
-    shape = (*index.shape, *[1] * (z.dim() - 2))
-    return z.gather(1, index.view(shape).expand(*index.shape, *z.shape[2:]))
+            return Categorical(probs=(weights.probs[..., None] * each.probs).sum(-2), validate_args=False)
+        return MixtureSameFamily(weights, each, validate_args=False)
 
 
 def _real(z: Tensor) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from torch.distributions import Distribution, MixtureSameFamily, MultivariateNor
 
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, Generative, Part
-from statespan.parts.symbols import Table
+from statespan.parts.symbols import Columns, Table
 from statespan.sequences import Event
+from statespan.shapes import Float, Int
 from statespan.tree import Tree
 
 COVARIANCES = ("full", "diagonal", "spherical", "tied")
@@ -50,12 +51,11 @@ class Categorical(Part, FiniteEmission, Generative):
         if probs is not None:
             probs = stochastic(probs, "Categorical(probs=)", 2)
             states, symbols = probs.shape
-            self.__dict__["arguments"] = ((symbols, states), {"bias": bias, "table": table})
         if table is None:
             if symbols is None:
                 raise StatespanError("Categorical needs symbols=V, the number of symbols, or probs=")
             table = Table(symbols, states, bias, spread=1.0) if states is not None else None
-        self.symbols = symbols if table is None else table.symbols
+        self.symbols: int = symbols if table is None else table.symbols
         self.bias = bias
         self.event = Event(0, self.symbols)
         if table is not None:
@@ -63,9 +63,13 @@ class Categorical(Part, FiniteEmission, Generative):
         if probs is not None:
             self.to(probs.dtype).set_probs(probs)
 
+    def recipe(self) -> tuple[tuple, dict[str, Any]]:
+        """The sizes and the table's own recipe."""
+        return (self.symbols, self.states), {"bias": self.bias, "table": self._modules.get("table")}
+
     def sized(self, states: int) -> "Categorical":
         """The same emission for K states, if it has none yet."""
-        return self if "table" in self._modules else Categorical(self.symbols, states, bias=self.bias)
+        return self if self.states is not None else Categorical(self.symbols, states, bias=self.bias)
 
     @property
     def states(self) -> int | None:
@@ -75,19 +79,21 @@ class Categorical(Part, FiniteEmission, Generative):
     @property
     def probs(self) -> Tensor:
         """p(v | k), (K, V)."""
-        return self.table.log_probs().exp().T
+        return self.table.probs()
 
-    def constants(self) -> Tensor:
-        """The log normalisers, (K,)."""
-        return self.table.normaliser()
+    def constants(self) -> Columns:
+        """The table's columns."""
+        return self.table.as_columns()
 
-    def log_likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tensor) -> Tensor:
+    def log_likelihood(
+        self, y: Int[Tensor, "T B"], u: Tree, observed: Tensor | None, constants: Columns
+    ) -> Float[Tensor, "T B K"]:
         """Log p(y | k), (T, B, K)."""
-        return self.table.columns(y, constants)
+        return self.table.columns(y, constants.normaliser)
 
-    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> CategoricalDistribution:
+    def mixture(self, probs: Float[Tensor, "... K"], u: Tree, constants: Columns) -> CategoricalDistribution:
         """Symbols with probability sum over k of probs[k] p(v | k)."""
-        return CategoricalDistribution(probs=probs @ self.probs.to(probs.dtype), validate_args=False)
+        return CategoricalDistribution(probs=probs @ constants.probs.value, validate_args=False)
 
     def fill(self, y: Tensor, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The likeliest symbol."""
@@ -121,7 +127,7 @@ class Categorical(Part, FiniteEmission, Generative):
         symbols = y.reshape(-1) if observed is None else y[observed]
         counts = torch.bincount(symbols, minlength=self.symbols).to(self.table.weight) + 1
         noise = torch.rand_like(self.table.weight) + 0.5
-        probs = counts[:, None] * noise
+        probs = counts[:, None] * noise * (self.probs.T > 0)  # an impossible symbol stays impossible
         self.set_probs((probs / probs.sum(0)).T)
 
 
@@ -136,8 +142,8 @@ class Gaussian(Part, FiniteEmission, Generative):
         covariance: "full", "diagonal", "spherical" (one variance a state) or "tied" (one matrix for all states).
         states: K; None leaves it to `ss.hmm`.
         mean: (K, D), to give the parameters instead of the sizes; `covariance` is then the matrices (K, D, D).
-        floor: added to every variance in the M-step, in the units of y squared: without it a state that settles on one
-            point has unbounded likelihood.
+        floor: the least variance in any direction that the M-step gives, in the units of y squared: without one a state
+            that settles on one point has unbounded likelihood.
 
     Source:
         Bishop, Pattern Recognition and Machine Learning 2006, sections 9.2 and 13.2.
@@ -148,7 +154,10 @@ class Gaussian(Part, FiniteEmission, Generative):
     """
 
     class Stats(NamedTuple):
-        """Sums over observations: weights (K,), weighted y (K, D), weighted y y' (K, D, D)."""
+        """Sums over observations: weights (K,), and weighted x (K, D) and x x' (K, D, D), x = y - the state's mean now.
+
+        About the mean, not about zero, so that nothing cancels where y is large and its spread is small.
+        """
 
         weight: Tensor
         first: Tensor
@@ -165,11 +174,9 @@ class Gaussian(Part, FiniteEmission, Generative):
         super().__init__()
         given = None
         if mean is not None:
-            given_mean = torch.as_tensor(mean, dtype=torch.float64)
-            given = (given_mean, torch.as_tensor(covariance, dtype=torch.float64))
-            states, dim = given_mean.shape
+            given = _moments(mean, covariance)
+            states, dim = given[0].shape
             covariance = "full"
-            self.__dict__["arguments"] = ((dim, covariance, states), {"floor": floor})
         if not isinstance(covariance, str) or covariance not in COVARIANCES:
             raise StatespanError(f"covariance={covariance!r} is none of {', '.join(COVARIANCES)}; choose one of them")
         self.dim, self.kind, self.floor = dim, covariance, floor
@@ -181,6 +188,10 @@ class Gaussian(Part, FiniteEmission, Generative):
             self.lower = nn.Parameter(torch.zeros(1 if covariance == "tied" else states, dim, dim)) if free else None
         if given is not None:
             self.to(torch.float64).set_moments(*given)
+
+    def recipe(self) -> tuple[tuple, dict[str, Any]]:
+        """The sizes."""
+        return (self.dim, self.kind, self.states), {"floor": self.floor}
 
     def sized(self, states: int) -> "Gaussian":
         """The same emission for K states, if it has none yet."""
@@ -209,7 +220,9 @@ class Gaussian(Part, FiniteEmission, Generative):
         eye = torch.eye(self.dim, dtype=factor.dtype, device=factor.device)
         return factor, torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
 
-    def log_likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tree) -> Tensor:
+    def log_likelihood(
+        self, y: Float[Tensor, "T B D"], u: Tree, observed: Tensor | None, constants: Tree
+    ) -> Float[Tensor, "T B K"]:
         """Log N(y; mean_k, covariance_k), (T, B, K), over the coordinates that are there."""
         factor, inverse = constants
         if observed is None or observed.dim() == 2:
@@ -232,13 +245,16 @@ class Gaussian(Part, FiniteEmission, Generative):
         shape = probs.shape[:-1]
         factor = self.factor()
         normals = MultivariateNormal(
-            self.mean.expand(*shape, *self.mean.shape), scale_tril=factor.expand(*shape, *factor.shape)
+            self.mean.expand(*shape, *self.mean.shape),
+            scale_tril=factor.expand(*shape, *factor.shape),
+            validate_args=False,
         )
-        return MixtureSameFamily(CategoricalDistribution(probs=probs), normals)
+        weights = CategoricalDistribution(probs=probs, validate_args=False)
+        return MixtureSameFamily(weights, normals, validate_args=False)
 
     def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
         """The distribution of y given states z."""
-        return MultivariateNormal(self.mean[z], scale_tril=self.factor()[z])
+        return MultivariateNormal(self.mean[z], scale_tril=self.factor()[z], validate_args=False)
 
     @torch.no_grad()
     def set_moments(self, mean: Tensor, covariance: Tensor) -> None:
@@ -280,37 +296,37 @@ class Gaussian(Part, FiniteEmission, Generative):
         """Expected sums; a missing coordinate counts by its conditional mean and covariance in each state."""
         flat, w = y.reshape(-1, self.dim), weights.reshape(-1, weights.shape[-1])
         if observed is None or observed.dim() == 2:
-            second = torch.stack([flat.T @ (w[:, k : k + 1] * flat) for k in range(w.shape[1])])
-            return self.Stats(w.sum(0), w.T @ flat, second)
+            return self._sums(flat.expand(len(self.mean), -1, -1), w)
         total = self.Stats(*(torch.zeros_like(x) for x in (w[0], self.mean, self.covariance)))
         some = observed.any(-1, keepdim=True).reshape(-1, 1)
         w = torch.where(some, w, 0.0)
         for rows, filled, rest in self._patterns(y, observed):
-            v = w[rows]
-            second = filled.mT @ (v.T[..., None] * filled) + v.sum(0)[:, None, None] * rest
-            new = self.Stats(v.sum(0), torch.einsum("nk,knd->kd", v, filled), second)
+            new = self._sums(filled, w[rows])
+            new = new._replace(second=new.second + new.weight[:, None, None] * rest)
             total = self.Stats(*(a + b for a, b in zip(total, new, strict=True)))
         return total
+
+    def _sums(self, y: Tensor, weights: Tensor) -> "Gaussian.Stats":
+        """Sums over rows y (K, n, D), the same or other rows for each state, with weights (n, K)."""
+        each = []
+        for k, rows in enumerate(y):  # a state at a time: K copies of the data would not fit
+            x, w = rows - self.mean[k], weights[:, k]
+            each.append((w.sum(), w @ x, x.T @ (w[:, None] * x)))
+        return self.Stats(*(torch.stack(sums) for sums in zip(*each, strict=True)))
 
     @torch.no_grad()
     def maximize(self, stats: "Gaussian.Stats") -> None:
         """Closed-form M-step; a state never visited keeps its parameters."""
-        weight = stats.weight.clamp_min(1e-300)
-        mean = stats.first / weight[:, None]
-        scatter = stats.second - stats.weight[:, None, None] * mean[:, :, None] * mean[:, None]
-        eye = torch.eye(self.dim, dtype=mean.dtype, device=mean.device)
+        weight = stats.weight.clamp_min(torch.finfo(stats.weight.dtype).tiny)
+        shift = stats.first / weight[:, None]
+        scatter = stats.second - stats.weight[:, None, None] * shift[:, :, None] * shift[:, None]
         if self.kind == "tied":
             covariance = (scatter.sum(0) / weight.sum()).expand_as(scatter)
         else:
             covariance = scatter / weight[:, None, None]
-        if self.kind in ("diagonal", "spherical"):
-            variances = covariance.diagonal(dim1=-2, dim2=-1)
-            if self.kind == "spherical":
-                variances = variances.mean(-1, keepdim=True).expand_as(variances)
-            covariance = torch.diag_embed(variances)
-        covariance = covariance + self.floor * eye
+        covariance = _floored(self._restricted(covariance), self.floor)
         seen = stats.weight > 0
-        mean = torch.where(seen[:, None], mean, self.mean)
+        mean = self.mean + torch.where(seen[:, None], shift, 0.0)
         keep = seen[:, None, None] if self.kind != "tied" else torch.ones_like(seen)[:, None, None]
         self.set_moments(mean, torch.where(keep, covariance, self.covariance))
 
@@ -330,13 +346,33 @@ class Gaussian(Part, FiniteEmission, Generative):
             chosen.append(int(torch.multinomial(weights, 1)))
             distance = torch.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(-1))
         centred = points - points.mean(0)
-        eye = torch.eye(self.dim, dtype=y.dtype, device=y.device)
-        covariance = centred.T @ centred / len(points) + self.floor * eye
-        if self.kind in ("diagonal", "spherical"):
-            covariance = torch.diag(covariance.diagonal())
+        covariance = self._restricted((centred.T @ centred / len(points)).expand(len(self.mean), -1, -1))
+        self.set_moments(points[chosen], _floored(covariance, self.floor))
+
+    def _restricted(self, covariance: Tensor) -> Tensor:
+        """The nearest covariances (K, D, D) of the kind that is asked for: with equal variances, or without the rest."""
+        if self.kind not in ("diagonal", "spherical"):
+            return covariance
+        variances = covariance.diagonal(dim1=-2, dim2=-1)
         if self.kind == "spherical":
-            covariance = eye * covariance.diagonal().mean()
-        self.set_moments(points[chosen], covariance.expand(len(self.mean), -1, -1))
+            variances = variances.mean(-1, keepdim=True).expand_as(variances)
+        return torch.diag_embed(variances)
+
+
+def _moments(mean: Any, covariance: Any) -> tuple[Tensor, Tensor]:
+    """Check means (K, D) and covariances (K, D, D)."""
+    if isinstance(covariance, str):
+        raise StatespanError("Gaussian(mean=) needs covariance= as matrices (K, D, D) too, or give states= instead")
+    mean = torch.as_tensor(mean, dtype=torch.float64)
+    covariance = torch.as_tensor(covariance, dtype=torch.float64)
+    if mean.dim() != 2 or covariance.shape != (*mean.shape, mean.shape[-1]):
+        raise StatespanError(
+            f"Gaussian: mean is {tuple(mean.shape)} and covariance {tuple(covariance.shape)}; give (K, D) and (K, D, D)"
+        )
+    bad = (torch.linalg.cholesky_ex(covariance).info > 0) | ((covariance - covariance.mT).abs().amax((-1, -2)) > 1e-6)
+    if bool(bad.any()):
+        raise StatespanError(f"Gaussian(covariance=): that of state {int(bad.nonzero()[0])} is not positive definite")
+    return mean, covariance
 
 
 def _diagonal_shape(kind: str, states: int, dim: int) -> tuple[int, int]:
@@ -344,10 +380,18 @@ def _diagonal_shape(kind: str, states: int, dim: int) -> tuple[int, int]:
     return (1 if kind == "tied" else states, 1 if kind == "spherical" else dim)
 
 
+def _floored(covariance: Tensor, floor: float) -> Tensor:
+    """Covariances with every eigenvalue below `floor` raised to it: the likeliest of those with none below it."""
+    values, vectors = torch.linalg.eigh(covariance)
+    raised = vectors @ torch.diag_embed(values.clamp_min(floor)) @ vectors.mT
+    return torch.where((values < floor).any(-1)[..., None, None], raised, covariance)
+
+
 def _log_normal(y: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
     """Log N(y; mean_k, (inverse_k' inverse_k)^-1): (..., D) to (..., K)."""
     states, dim = mean.shape
-    offset = (inverse @ mean[..., None])[..., 0]
+    centre = mean.detach().mean(0)  # so that little cancels where y is large
+    y, offset = y - centre, (inverse @ (mean - centre)[..., None])[..., 0]
     white = (y @ inverse.reshape(states * dim, dim).T).unflatten(-1, (states, dim)) - offset
     log_determinant = inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return log_determinant - 0.5 * (white.square().sum(-1) + dim * math.log(2 * math.pi))

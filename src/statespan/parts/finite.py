@@ -59,7 +59,7 @@ class Dense(Part, FiniteTransition, Generative):
 
     def forward(self, z: Tensor, u: Tree = None) -> CategoricalDistribution:
         """The distribution of z_t given z_{t-1} = z."""
-        return CategoricalDistribution(probs=self.probs[z])
+        return CategoricalDistribution(probs=self.probs[z], validate_args=False)
 
     @torch.no_grad()
     def set_probs(self, probs: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 
 from statespan.belief import Gaussian as GaussianBelief
 from statespan.part import CellInitial, FiniteInitial, GaussianInitial, Generative, Part
-from statespan.parts.linear import factor
+from statespan.parts.linear import root
 from statespan.tree import Tree
 
 
@@ -34,7 +34,7 @@ class Start(Part, FiniteInitial, Generative):
 
     def forward(self, shape: tuple[int, ...], u: Tree = None) -> CategoricalDistribution:
         """The distribution of z_1 for a batch of `shape`."""
-        return CategoricalDistribution(probs=self.probs().expand(*shape, -1))
+        return CategoricalDistribution(probs=self.probs().expand(*shape, -1), validate_args=False)
 
     @torch.no_grad()
     def set_probs(self, probs: Tensor) -> None:
@@ -61,14 +61,11 @@ class NormalStart(Part, GaussianInitial, Generative):
 
     def gaussian(self, batch: int) -> GaussianBelief:
         """The belief about z_1 for `batch` sequences."""
-        scale = self.scale.tril()
-        return GaussianBelief(self.mean.expand(batch, -1), scale.expand(batch, -1, -1))
+        return GaussianBelief(self.mean.expand(batch, -1), root(self.scale).expand(batch, -1, -1))
 
     def forward(self, shape: tuple[int, ...], u: Tree = None) -> MultivariateNormal:
         """The distribution of z_1 for a batch of `shape`."""
-        scale = self.scale.tril()
-        covariance = factor(scale @ scale.mT)
-        return MultivariateNormal(self.mean.expand(*shape, -1), scale_tril=covariance)
+        return MultivariateNormal(self.mean.expand(*shape, -1), scale_tril=root(self.scale), validate_args=False)
 
 
 class ConstantStart(Part, CellInitial):

@@ -27,6 +27,12 @@ def lower(root: Tensor) -> Tensor:
     return triangle * signs[..., None, :]
 
 
+def root(scale: Tensor) -> Tensor:
+    """The lower triangle of a free matrix as a covariance's root: columns turned so that no diagonal is negative."""
+    triangle = scale.tril()
+    return torch.where(triangle.diagonal() < 0, -triangle, triangle)
+
+
 class Linear(Part, LinearPart, Generative):
     r"""x -> A x + b + scale e: a move of the state, or an observation of it.
 
@@ -42,6 +48,8 @@ class Linear(Part, LinearPart, Generative):
         torch.Size([2, 2])
     """
 
+    event: Event
+
     def __init__(self, inputs: int, outputs: int | None = None):
         super().__init__()
         outputs = inputs if outputs is None else outputs
@@ -53,13 +61,13 @@ class Linear(Part, LinearPart, Generative):
     @property
     def covariance(self) -> Tensor:
         """The noise's covariance, (E, E)."""
-        scale = self.scale.tril()
+        scale = root(self.scale)
         return scale @ scale.mT
 
     def affine(self, u: Tree) -> Affine:
         """A, b and scale."""
-        return Affine(self.matrix, self.offset, self.scale.tril())
+        return Affine(self.matrix, self.offset, root(self.scale))
 
     def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
         """The distribution of the result given x = z."""
-        return MultivariateNormal(z @ self.matrix.mT + self.offset, scale_tril=self.scale.tril(), validate_args=False)
+        return MultivariateNormal(z @ self.matrix.mT + self.offset, scale_tril=root(self.scale), validate_args=False)

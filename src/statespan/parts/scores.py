@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical as CategoricalDistribution
 
 from statespan.part import CellEmission, Generative, Part
-from statespan.parts.symbols import Table
+from statespan.parts.symbols import Columns, Table
 from statespan.sequences import Event
+from statespan.shapes import Float, Int
 
 
 class Mixture(Part, CellEmission):
@@ -25,26 +26,26 @@ class Mixture(Part, CellEmission):
         self.table, self.normalise = table, normalise
         self.event = Event(0, table.symbols)
 
-    def constants(self) -> Tensor:
-        """The log normalisers, (K,)."""
-        return self.table.normaliser()
+    def constants(self) -> Columns:
+        """The table's columns."""
+        return self.table.as_columns()
 
     def distribution(self, state: Tensor) -> Tensor:
         """The state as it is mixed."""
         return state / state.sum(-1, keepdim=True) if self.normalise else state
 
-    def log_prob(self, state: Tensor, y: Tensor, constants: Tensor) -> Tensor:
+    def log_prob(
+        self, state: Float[Tensor, "... K"], y: Int[Tensor, "..."], constants: Columns
+    ) -> Float[Tensor, "..."]:
         """Log p(y), (...), by the log of a sum scaled by its largest term."""
-        log = self.table.columns(y, constants)
+        log = self.table.columns(y, constants.normaliser)
         top = log.detach().amax(-1, keepdim=True)
         mixed = (self.distribution(state) * (log - top).exp()).sum(-1)
         return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log() + top[..., 0]
 
-    def predict(self, state: Tensor, constants: Tensor) -> CategoricalDistribution:
+    def predict(self, state: Float[Tensor, "... K"], constants: Columns) -> CategoricalDistribution:
         """The distribution of y."""
-        return CategoricalDistribution(
-            probs=self.distribution(state) @ self.table.log_probs().exp().T, validate_args=False
-        )
+        return CategoricalDistribution(probs=self.distribution(state) @ constants.probs.value, validate_args=False)
 
 
 class Softmax(Part, CellEmission, Generative):
@@ -71,11 +72,13 @@ class Softmax(Part, CellEmission, Generative):
         """The state as it is scored."""
         return state.softmax(-1) if self.normalise else state
 
-    def log_prob(self, state: Tensor, y: Tensor, constants: None = None) -> Tensor:
+    def log_prob(
+        self, state: Float[Tensor, "... K"], y: Int[Tensor, "..."], constants: None = None
+    ) -> Float[Tensor, "..."]:
         """Log p(y), (...)."""
         return self.table.log_softmax(self.drop(self.activate(state)), y)
 
-    def predict(self, state: Tensor, constants: None = None) -> CategoricalDistribution:
+    def predict(self, state: Float[Tensor, "... K"], constants: None = None) -> CategoricalDistribution:
         """The distribution of y."""
         return CategoricalDistribution(logits=self.table.logits(self.activate(state)), validate_args=False)
 

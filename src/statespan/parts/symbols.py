@@ -1,11 +1,21 @@
 """One matrix for symbols, in and out: the tied embedding, and the features of a symbol that a move is fed."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from statespan.kernels.linear_cross_entropy import linear_log_softmax_gather
 from statespan.kernels.normalised_gather import column_logsumexp, gather_log_softmax
 from statespan.part import Part
+from statespan.tree import Lazy
+
+
+class Columns(NamedTuple):
+    """A table's columns as distributions over symbols: log normalisers (K,), and p(v | k) (K, V) if it is asked for."""
+
+    normaliser: Tensor
+    probs: Lazy
 
 
 class Table(Part):
@@ -34,6 +44,14 @@ class Table(Part):
     def normaliser(self) -> Tensor:
         """Log of the sum over symbols of exp(E + d), (K,): a value; `columns` knows its gradient."""
         return column_logsumexp(self.weight, self.bias)
+
+    def as_columns(self) -> Columns:
+        """What `columns` needs, and the probabilities themselves."""
+        return Columns(self.normaliser(), Lazy(self.probs))
+
+    def probs(self) -> Tensor:
+        """p(v | k), (K, V)."""
+        return self.log_probs().exp().T
 
     def columns(self, y: Tensor, normaliser: Tensor) -> Tensor:
         """Log p(y | k) for symbols y (...): (..., K)."""
