@@ -1,7 +1,8 @@
 """Times the kernels against what one would write without them: `python benchmarks/kernels.py [section ...]`.
 
 Sections: lm (training step of an HMM language model), estep (against hmmlearn), softmax (linear cross-entropy),
-viterbi, switch (lanes or BLAS by the number of states). Every figure is the least of several alternating runs in one process.
+viterbi, switch (lanes or BLAS by the number of states). Every figure is the least of several alternating runs in one
+process.
 """
 
 import argparse
@@ -120,36 +121,47 @@ def estep(sizes: list[int]) -> None:
                 total += log_prob
             return total, statistics
 
+        # Buckets of similar length, each of at most some 12 MB, as any batching would make them.
         T = int(lengths.max())
-        symbols = np.zeros((T, N), dtype=np.int64)
-        for n, (start, end) in enumerate(zip(ends - lengths, ends, strict=True)):
-            symbols[: end - start, n] = data[start:end, 0]
-        y, long = torch.from_numpy(symbols), torch.from_numpy(lengths)
+        count = int(np.ceil(T * N * K / 1_500_000))
+        buckets = []
+        for chosen in np.array_split(np.argsort(-lengths, kind="stable"), count):
+            symbols = np.zeros((int(lengths[chosen[0]]), len(chosen)), dtype=np.int64)
+            for n, i in enumerate(chosen):
+                symbols[: lengths[i], n] = data[ends[i] - lengths[i] : ends[i], 0]
+            buckets.append((torch.from_numpy(symbols), torch.from_numpy(lengths[chosen])))
         E = torch.from_numpy(emission).t().contiguous()
         p, A = torch.from_numpy(initial[0]), torch.from_numpy(table).requires_grad_()
 
-        def recursive(likelihood: Tensor, p: Tensor = p, A: Tensor = A) -> tuple[Tensor, tuple[Tensor, ...]]:
-            start = p.repeat(N, 1).requires_grad_()
+        def recursive(
+            likelihood: Tensor, long: Tensor, p: Tensor = p, A: Tensor = A
+        ) -> tuple[Tensor, tuple[Tensor, ...]]:
+            start = p.repeat(likelihood.shape[1], 1).requires_grad_()
             likelihood = likelihood.detach().requires_grad_()
             value = recursion.forward_backward(start, A, likelihood, long)[0].sum()
-            return value, torch.autograd.grad(value, (start, A, likelihood))
+            return value.detach(), torch.autograd.grad(value, (start, A, likelihood))
 
-        def ours(y: Tensor = y, E: Tensor = E, p: Tensor = p, A: Tensor = A) -> tuple[Tensor, ...]:
-            likelihood = E[y]
-            value, (g_start, g_table, g_likelihood) = recursive(likelihood, p, A)
-            posterior = g_likelihood.mul_(likelihood)
-            counts = torch.zeros_like(E).index_add_(0, y.view(-1), posterior.view(-1, E.shape[1]))
-            return value, p * g_start.sum(0), A * g_table, counts
+        def ours(buckets: list[Any] = buckets, E: Tensor = E, p: Tensor = p, A: Tensor = A) -> tuple[Tensor, ...]:
+            total, starts, transitions, counts = (torch.zeros_like(x) for x in (p[0], p, A, E))
+            for y, long in buckets:
+                likelihood = E[y]
+                value, (g_start, g_table, g_likelihood) = recursive(likelihood, long, p, A)
+                total += value
+                starts += p * g_start.sum(0)
+                transitions += A.detach() * g_table
+                counts.index_add_(0, y.view(-1), g_likelihood.mul_(likelihood).view(-1, E.shape[1]))
+            return total, starts, transitions, counts
 
         value, _, transitions, counts = ours()
-        likelihood = E[y]
-        functions: dict[str, Callable[[], Any]] = {
-            "hmmlearn": theirs,
-            "ours": ours,
-            "recursion alone": functools.partial(recursive, likelihood),
-        }
+        likelihoods = [(E[y], long) for y, long in buckets]
+
+        def alone(likelihoods: list[tuple[Tensor, Tensor]] = likelihoods, f: Any = recursive) -> None:
+            for x in likelihoods:
+                f(*x)
+
+        functions: dict[str, Callable[[], Any]] = {"hmmlearn": theirs, "ours": ours, "recursion alone": alone}
         few = {4: 10, 16: 6, 64: 2}.get(K, 1)
-        times = least(functions, {n: few if n == "hmmlearn" else max(5, 30 // (K // 16 + 1)) for n in functions})
+        times = least(functions, {n: few if n == "hmmlearn" else max(5, 60 // (K // 16 + 1)) for n in functions})
         log_prob, statistics = theirs() if K < 100 else (value.item(), None)
         print(f"  K={K}: " + ", ".join(f"{n} {1e3 * t:.2f} ms" for n, t in times.items()), end=" ")
         print(

@@ -11,6 +11,15 @@ from torch import Tensor
 from statespan.kernels.viterbi import max_product
 
 
+@pytest.fixture(autouse=True)
+def two_threads():
+    """Other tests use one thread; here several are part of what is tested."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 def plain(
     log_initial: Tensor, log_table: Tensor, log_likelihood: Tensor, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:

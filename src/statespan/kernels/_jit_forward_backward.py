@@ -1,17 +1,20 @@
 """Numba loops of `forward_backward`; importing this module imports Numba."""
 
 import numpy as np
-from numba import njit
 
 from ._simd import (
     add,
+    compiled,
     fill,
     fma,
     lift,
     load,
+    load_half,
     load_some,
     log,
     mul,
+    peek,
+    poke,
     prefetch,
     put_tile,
     ratio,
@@ -24,14 +27,14 @@ from ._simd import (
     where_positive,
     width,
     zero,
+    zero_half,
 )
 
 #: How many steps ahead the rows of a group are asked for: they lie a whole batch apart, which no hardware foresees.
 AHEAD = 4
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
 
 
-@njit(**OPTIONS)
+@compiled
 def push(states, panels, source, target):
     """Target = source @ table for one group of lanes; table in panels of 4 columns, (K/4, K, 4)."""
     lanes = width(source)
@@ -54,36 +57,52 @@ def push(states, panels, source, target):
         store(target, (column + 3) * lanes, d)
 
 
-@njit(**OPTIONS)
+@compiled
 def outer(states, count, stride, left, right, result):
     """Result += sum over `count` steps (`stride` apart) and all lanes of left_i right_j."""
     lanes = width(left)
-    for i in range(0, states, 2):
+    half = lanes // 2
+    for i in range(0, states, 4):
         for j in range(0, states, 2):
-            a = zero(left)
-            b = zero(left)
-            c = zero(left)
-            d = zero(left)
-            p = i * lanes
-            q = j * lanes
-            for _ in range(count):
-                l0 = load(left, p)
-                l1 = load(left, p + lanes)
-                r0 = load(right, q)
-                r1 = load(right, q + lanes)
-                a = fma(l0, r0, a)
-                b = fma(l0, r1, b)
-                c = fma(l1, r0, c)
-                d = fma(l1, r1, d)
-                p += stride
-                q += stride
-            result[i, j] += total(a)
-            result[i, j + 1] += total(b)
-            result[i + 1, j] += total(c)
-            result[i + 1, j + 1] += total(d)
+            a0 = zero_half(left)
+            a1 = zero_half(left)
+            b0 = zero_half(left)
+            b1 = zero_half(left)
+            c0 = zero_half(left)
+            c1 = zero_half(left)
+            d0 = zero_half(left)
+            d1 = zero_half(left)
+            for part in range(0, lanes, half):
+                p = i * lanes + part
+                q = j * lanes + part
+                for _ in range(count):
+                    r0 = load_half(right, q)
+                    r1 = load_half(right, q + lanes)
+                    x = load_half(left, p)
+                    a0 = fma(x, r0, a0)
+                    a1 = fma(x, r1, a1)
+                    x = load_half(left, p + lanes)
+                    b0 = fma(x, r0, b0)
+                    b1 = fma(x, r1, b1)
+                    x = load_half(left, p + 2 * lanes)
+                    c0 = fma(x, r0, c0)
+                    c1 = fma(x, r1, c1)
+                    x = load_half(left, p + 3 * lanes)
+                    d0 = fma(x, r0, d0)
+                    d1 = fma(x, r1, d1)
+                    p += stride
+                    q += stride
+            result[i, j] += total(a0)
+            result[i, j + 1] += total(a1)
+            result[i + 1, j] += total(b0)
+            result[i + 1, j + 1] += total(b1)
+            result[i + 2, j] += total(c0)
+            result[i + 2, j + 1] += total(c1)
+            result[i + 3, j] += total(d0)
+            result[i + 3, j + 1] += total(d1)
 
 
-@njit(**OPTIONS)
+@compiled
 def take(source, offsets, count, K, target):
     """target[k, lane] = source[offsets[lane] + k] for the first `count` lanes."""
     lanes = width(source)
@@ -92,13 +111,12 @@ def take(source, offsets, count, K, target):
         start = K // 4 * 4
         for k in range(0, start, 4):
             take_tile(source, offsets, k, target, k * lanes)
-    flat = source.reshape(-1)
     for k in range(start, K):
         for lane in range(count):
-            target[k * lanes + lane] = flat[offsets[lane] + k]
+            target[k * lanes + lane] = peek(source, offsets[lane] + k)
 
 
-@njit(**OPTIONS)
+@compiled
 def put(source, offsets, count, K, target):
     """target[offsets[lane] + k] = source[k, lane] for the first `count` lanes."""
     lanes = width(source)
@@ -107,13 +125,12 @@ def put(source, offsets, count, K, target):
         start = K // 4 * 4
         for k in range(0, start, 4):
             put_tile(target, offsets, k, source, k * lanes)
-    flat = target.reshape(-1)
     for k in range(start, K):
         for lane in range(count):
-            flat[offsets[lane] + k] = source[k * lanes + lane]
+            poke(target, offsets[lane] + k, source[k * lanes + lane])
 
 
-@njit(**OPTIONS)
+@compiled
 def forward_lanes(first, last, order, lengths, predicted, panels, likelihood, scale, scaled, normaliser, filtered):
     """Groups first ... last - 1 of sequences across lanes.
 
@@ -180,7 +197,7 @@ def forward_lanes(first, last, order, lengths, predicted, panels, likelihood, sc
                 filtered[t, order[base + lane]] = 0
 
 
-@njit(**OPTIONS)
+@compiled
 def backward_lanes(
     first,
     last,
@@ -335,7 +352,7 @@ def backward_lanes(
                     g_scale[t, b] = 0
 
 
-@njit(**OPTIONS)
+@compiled
 def get(array, position, rest):
     """The lanes at a flat position, zeros past the first `rest`."""
     if rest >= width(array):
@@ -343,7 +360,7 @@ def get(array, position, rest):
     return load_some(array, position, rest, array.dtype.type(0))
 
 
-@njit(**OPTIONS)
+@compiled
 def keep(array, position, value, rest):
     """Writes lanes at a flat position, the first `rest` of them."""
     if rest >= width(array):
@@ -352,7 +369,7 @@ def keep(array, position, value, rest):
         store_some(array, position, value, rest)
 
 
-@njit(**OPTIONS)
+@compiled
 def forward_rows(t, count, later, first, order, P, C, likelihood, scale, scaled, normaliser, filtered, S):
     """One step of sequences in rows: P (count, K) predicted, S (later, K) what the table is applied to next."""
     _, batch, K = likelihood.shape
@@ -380,7 +397,7 @@ def forward_rows(t, count, later, first, order, P, C, likelihood, scale, scaled,
                 keep(S, i * K + k, f, K - k)
 
 
-@njit(**OPTIONS)
+@compiled
 def backward_rows(
     t,
     count,
@@ -444,7 +461,7 @@ def backward_rows(
             keep(g_likelihood, here + k, mul(w, p), rest)
 
 
-@njit(**OPTIONS)
+@compiled
 def logarithms(first, last, values):
     """The logarithms of values first ... last - 1, in place."""
     lanes = width(values)

@@ -1,10 +1,10 @@
 """Numba loops of `normalised_gather` and `linear_cross_entropy`; importing this module imports Numba."""
 
 import numpy as np
-from numba import njit
 
 from ._simd import (
     add,
+    compiled,
     exp,
     fill,
     finite,
@@ -22,12 +22,11 @@ from ._simd import (
     zero,
 )
 
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
 #: Rows of one block: their maximum is taken first, then the sum, while they are still in the cache.
 BLOCK = 16
 
 
-@njit(**OPTIONS)
+@compiled
 def column_sums(first, last, weight, bias, biased, peak, sums):
     """Per column of rows first ... last - 1 the maximum and, in float64, the sum of exp(weight + bias - maximum)."""
     K = weight.shape[1]
@@ -67,7 +66,7 @@ def column_sums(first, last, weight, bias, biased, peak, sums):
         sums[k] = result[k]
 
 
-@njit(**OPTIONS)
+@compiled
 def gather(first, last, weight, bias, biased, normaliser, index, result):
     """Rows first ... last - 1 of the result: weight[index] + bias[index] - normaliser."""
     K = weight.shape[1]
@@ -78,7 +77,7 @@ def gather(first, last, weight, bias, biased, normaliser, index, result):
             result[n, k] = weight[v, k] + (b - normaliser[k])
 
 
-@njit(**OPTIONS)
+@compiled
 def gather_backward(first, last, weight, bias, biased, normaliser, order, edges, gradient, sums, g_weight, g_bias):
     """Rows first ... last - 1 of the gradient; order[edges[v]:edges[v+1]] are the places where index is v."""
     K = weight.shape[1]
@@ -112,7 +111,7 @@ def gather_backward(first, last, weight, bias, biased, normaliser, order, edges,
             g_bias[v] = total(row)
 
 
-@njit(**OPTIONS)
+@compiled
 def softmax_rows(first, last, scores, bias, biased, index, result, inverse):
     """In rows first ... last - 1: scores become exp(scores + bias - maximum), unnormalised.
 
@@ -184,7 +183,7 @@ def softmax_rows(first, last, scores, bias, biased, index, result, inverse):
         inverse[n] = 1.0 / summed
 
 
-@njit(**OPTIONS)
+@compiled
 def scale_rows(rows, factors, result):
     """result[n] = factors[n] rows[n]."""
     for n in range(rows.shape[0]):
@@ -192,7 +191,7 @@ def scale_rows(rows, factors, result):
             result[n, k] = factors[n] * rows[n, k]
 
 
-@njit(**OPTIONS)
+@compiled
 def finish_hidden(first, last, shares, gradient, index, weight, result):
     """result[n] = shares[n] result[n] + gradient[n] weight[index[n]] for rows first ... last - 1."""
     for n in range(first, last):
@@ -201,7 +200,7 @@ def finish_hidden(first, last, shares, gradient, index, weight, result):
             result[n, k] = shares[n] * result[n, k] + gradient[n] * weight[v, k]
 
 
-@njit(**OPTIONS)
+@compiled
 def finish_weight(first, last, gradient, index, hidden, result, g_bias, biased):
     """Adds gradient[n] hidden[n] to row index[n] of the result, where that is one of first ... last - 1."""
     for n in range(hidden.shape[0]):

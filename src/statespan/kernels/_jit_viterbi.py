@@ -1,14 +1,11 @@
 """Numba loops of `max_product`; importing this module imports Numba."""
 
 import numpy as np
-from numba import njit
 
-from ._simd import add, index_larger, larger, load, splat, store, store_index, width, zero_index
-
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False}
+from ._simd import add, compiled, index_larger, larger, load, splat, store, store_index, width, zero_index
 
 
-@njit(**OPTIONS)
+@compiled
 def best_lanes(first, last, order, lengths, initial, panels, likelihood, pointers, score, path):
     """Groups first ... last - 1 of sequences across lanes; `pointers` (T, K, lanes) small integers to work in."""
     steps, batch, K = likelihood.shape

@@ -14,11 +14,25 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import extending
+from numba import extending, njit
 from numba.core import types
 from numba.extending import models, register_model
 
 intrinsic: Any = extending.intrinsic
+
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compiles a loop at its first call, without the GIL, and keeps the result on disk where any folder can be written.
+
+    Numba takes the package's `__pycache__`, or a folder of the user's, and refuses where neither is there.
+    """
+    try:
+        return njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:
+        return njit(**OPTIONS)(function)
+
 
 #: Bytes of one vector of lanes.
 BYTES = 64
@@ -164,6 +178,52 @@ def _mask(builder: Any, count: Any, lanes: int) -> Any:
     vector = ir.VectorType(ir.IntType(64), lanes)
     steps = ir.Constant(vector, list(range(lanes)))
     return builder.icmp_signed("<", steps, _splat(builder, vector, count))
+
+
+@intrinsic
+def zero_half(typing: Any, array: Any) -> Any:
+    """Half a vector of zeros."""
+    kind = LanesType(array.dtype, _lanes(array.dtype).width // 2)
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return ir.Constant(context.get_value_type(kind), None)
+
+    return kind(array), code
+
+
+@intrinsic
+def load_half(typing: Any, array: Any, index: Any) -> Any:
+    """Half as many lanes as `load`: more of them fit into the registers."""
+    kind = LanesType(array.dtype, _lanes(array.dtype).width // 2)
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        address = _address(context, builder, array, values[0], values[1], context.get_value_type(kind))
+        return builder.load(address, align=array.dtype.bitwidth // 8)
+
+    return kind(array, types.intp), code
+
+
+@intrinsic
+def peek(typing: Any, array: Any, index: Any) -> Any:
+    """The element at flat position `index` of a contiguous array."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data = context.make_array(array)(context, builder, values[0]).data
+        return builder.load(builder.gep(data, [values[1]]))
+
+    return array.dtype(array, types.intp), code
+
+
+@intrinsic
+def poke(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """Writes the element at flat position `index` of a contiguous array."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data = context.make_array(array)(context, builder, values[0]).data
+        builder.store(values[2], builder.gep(data, [values[1]]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, array.dtype), code
 
 
 @intrinsic
