@@ -50,7 +50,7 @@ class Part(nn.Module):
         PARTS[part_name(cls)] = cls
 
 
-class Generative(ABC):
+class Generative(ABC):  # noqa: B024
     """A part that can be simulated: its `forward` returns a torch Distribution.
 
     Initial: `forward(shape, u)`; transition and emission: `forward(z, u)`. An autoregressive transition is none: it
@@ -108,6 +108,13 @@ class FiniteTransition(ABC):
         raise NotImplementedError
 
 
+def scaled(log: Tensor) -> tuple[Tensor, Tensor]:
+    """Exponentials (..., K) divided by the largest of them, and that one's logarithm (...) in float64."""
+    top = log.detach().amax(-1, keepdim=True)
+    top = torch.where(top.isfinite(), top, 0.0)
+    return (log - top).exp(), top[..., 0].double()
+
+
 class FiniteEmission(ABC):
     """p(y_t | z_t) for K states."""
 
@@ -120,6 +127,10 @@ class FiniteEmission(ABC):
     @abstractmethod
     def log_likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tree) -> Tensor:
         """Log p(y_t | z_t = k): (T, B, K), with a missing coordinate marginalised; a missing row may be anything."""
+
+    def likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tree) -> tuple[Tensor, Tensor]:
+        """The same divided by its largest value over states, (T, B, K), and that value's logarithm, (T, B) float64."""
+        return scaled(self.log_likelihood(y, u, observed, constants))
 
     @abstractmethod
     def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:

@@ -1,4 +1,4 @@
-"""The door: whatever form the data come in, inside they are padded tensors with time first, and answers go back in the form the question had."""
+"""The door: data come in any form, inside they are padded tensors with time first, answers go back as they came."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

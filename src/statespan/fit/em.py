@@ -14,6 +14,9 @@ from statespan.methods.forward import expectations
 from statespan.sequences import Sequences
 from statespan.tree import Tree, leaves, replace_leaves
 
+SMALLEST_GROUP = 8192
+"""Symbols below which sequences of unlike length stay together."""
+
 
 def closed_form(model: Any) -> bool:
     """Whether every part has a closed-form M-step."""
@@ -109,14 +112,13 @@ class EM(Fitter):
                 prepared = Prepared(*method.prepare(model, constants, data), data.lengths)
             posterior, counts, log_prob = expectations(model, method, prepared, None, data.shape)
             likelihood += float(total(log_prob))
-            present = data.present
-            weights = posterior
-            if present is not None:
-                there = present if present.dim() == 2 else present.any(-1)
+            observed, weights = data.observed, posterior
+            if observed is not None:
+                there = observed if observed.dim() == 2 else observed.any(-1)
                 weights = torch.where(there[..., None], posterior, 0.0)
             emission = None
             if hasattr(model.emission, "maximize") and data.y is not None:
-                emission = model.emission.statistics(data.y, weights, present)
+                emission = model.emission.statistics(data.y, weights, observed)
             new = (posterior[0].sum(0), counts, emission)
             stats = new if stats is None else add(stats, new)
         return likelihood, stats
@@ -168,11 +170,19 @@ def _observations(data: Sequences) -> int:
 
 def _batches(data: Sequences, size: int) -> list[Sequences]:
     """Sequences of like length together, at most `size` at once, so that little is padding."""
-    batch = data.shape[1]
-    if batch <= size:
-        return [data]
-    order = torch.arange(batch) if data.lengths is None else data.lengths.sort(descending=True).indices
-    return [_take(data, index) for index in order.split(size)]
+    length, batch = data.shape
+    if data.lengths is None:
+        return [data] if batch <= size else [_take(data, index) for index in torch.arange(batch).split(size)]
+    lengths, order = data.lengths.sort(descending=True, stable=True)
+    groups, start, steps = [], 0, lengths.tolist()
+    for i in range(1, batch + 1):
+        full = i - start == size
+        # A new group pays its own overhead: it begins where the padding it saves is worth more.
+        short = i < batch and steps[i] < 0.8 * steps[start] and (i - start) * steps[start] > SMALLEST_GROUP
+        if i == batch or full or short:
+            groups.append(_take(data, order[start:i]))
+            start = i
+    return groups
 
 
 def _take(data: Sequences, index: Tensor) -> Sequences:
@@ -180,4 +190,6 @@ def _take(data: Sequences, index: Tensor) -> Sequences:
     longest = data.shape[0] if data.lengths is None else int(data.lengths[index].max())
     cut = lambda x: None if x is None else x[:longest, index]  # noqa: E731
     lengths = None if data.lengths is None else data.lengths[index]
+    if lengths is not None and bool((lengths == longest).all()):
+        lengths = None
     return Sequences(cut(data.y), cut(data.u), cut(data.observed), lengths, cut(data.states))

@@ -12,7 +12,7 @@ from statespan.sequences import Sequences
 
 
 class Fitter(ABC):
-    """A way of fitting parameters to sequences; `history` holds the log-likelihood of each iteration of the last fit."""
+    """A way of fitting parameters; `history` holds the log-likelihood of each iteration of the last fit."""
 
     history: list[float]
 

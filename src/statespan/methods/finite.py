@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from statespan.errors import StatespanError
-from statespan.part import FiniteEmission, FiniteInitial, FiniteTransition
+from statespan.part import FiniteEmission, FiniteInitial, FiniteTransition, scaled
 from statespan.sequences import Sequences
 from statespan.tree import Lazy, Shared, Tree
 
@@ -48,32 +48,38 @@ class Likelihood(NamedTuple):
 
 def prepare_likelihood(model: Any, constants: Constants, data: Sequences) -> Likelihood:
     """The likelihood of every step; ones where nothing is observed, zeros off a labelled state."""
-    initial, present = constants.initial, data.present
-    states = len(initial)
+    states, observed = len(constants.initial), data.observed
     if data.y is None:
-        length, batch = data.shape
-        log = initial.new_zeros(length, batch, states)
+        value = constants.initial.new_ones(*data.shape, states)
+        log_scale = value.new_zeros(data.shape, dtype=torch.float64)
+    elif data.states is None:
+        value, log_scale = model.emission.likelihood(data.y, data.u, observed, constants.emission)
     else:
-        log = model.emission.log_likelihood(data.y, data.u, present, constants.emission)
-    anything = present if present is None or present.dim() == 2 else present.any(-1)
-    if anything is not None:
-        log = torch.where(anything[..., None], log, 0.0)
+        log = model.emission.log_likelihood(data.y, data.u, observed, constants.emission)
+        value, log_scale = scaled(log.masked_fill(_excluded(data.states, states), -torch.inf))
+    # Past a sequence's end a likelihood may be anything: nothing there is scored, and no gradient comes from there.
+    if observed is not None:
+        there = observed if observed.dim() == 2 else observed.any(-1)
+        value, log_scale = torch.where(there[..., None], value, 1.0), torch.where(there, log_scale, 0.0)
     if data.states is not None:
-        if bool((data.states >= states).any()):
-            b, t = (states <= data.states.T).nonzero()[0].tolist()
-            raise StatespanError(
-                f"sequence {b}, step {t}: labelled state {int(data.states[t, b])} lies outside 0..{states - 1}; "
-                "use -1 where the state is unknown"
-            )
-        known, each = data.states[..., None] >= 0, torch.arange(states, device=log.device)
-        log = log.masked_fill(known & (data.states[..., None] != each), -torch.inf)
-    top = log.detach().amax(-1, keepdim=True)
-    top = torch.where(top.isfinite(), top, 0.0)
+        value = value.masked_fill(_excluded(data.states, states), 0.0)
     fed = None
     if model.transition.autoregressive:
-        y = data.y if data.y is not None else torch.zeros(data.shape, dtype=torch.long, device=log.device)
+        y = data.y if data.y is not None else torch.zeros(data.shape, dtype=torch.long, device=value.device)
         fed = Fed(model.transition.feed(y, data.u, constants.transition), data.observed)
-    return Likelihood((log - top).exp(), top[..., 0].double(), fed)
+    return Likelihood(value, log_scale, fed)
+
+
+def _excluded(labels: Tensor, states: int) -> Tensor:
+    """Where a label (T, B) says that a state is not the one: (T, B, K)."""
+    if bool((labels >= states).any()):
+        b, t = (states <= labels.T).nonzero()[0].tolist()
+        raise StatespanError(
+            f"sequence {b}, step {t}: labelled state {int(labels[t, b])} lies outside 0..{states - 1}; "
+            "use -1 where the state is unknown"
+        )
+    each = torch.arange(states, device=labels.device)
+    return (labels[..., None] >= 0) & (labels[..., None] != each)
 
 
 def finite_constants(model: Any) -> Constants:

@@ -10,7 +10,8 @@ from torch.distributions import Categorical as CategoricalDistribution
 from torch.distributions import Distribution, MixtureSameFamily, MultivariateNormal
 
 from statespan.errors import StatespanError
-from statespan.part import FiniteEmission, Generative, Part
+from statespan.kernels.symbol_sums import symbol_sums
+from statespan.part import FiniteEmission, Generative, Part, scaled
 from statespan.parts.symbols import Columns, Table
 from statespan.sequences import Event
 from statespan.shapes import Float, Int
@@ -91,6 +92,15 @@ class Categorical(Part, FiniteEmission, Generative):
         """Log p(y | k), (T, B, K)."""
         return self.table.columns(y, constants.normaliser)
 
+    def likelihood(
+        self, y: Tensor, u: Tree, observed: Tensor | None, constants: Columns
+    ) -> tuple[Float[Tensor, "T B K"], Float[Tensor, "T B"]]:
+        """Rows of one scaled table where no gradient is asked for and the symbols repeat; else by the logarithm."""
+        if torch.is_grad_enabled() or y.numel() < self.symbols:
+            return scaled(self.log_likelihood(y, u, observed, constants))
+        value, log_scale = constants.scaled.value
+        return nn.functional.embedding(y, value), log_scale[y]
+
     def mixture(self, probs: Float[Tensor, "... K"], u: Tree, constants: Columns) -> CategoricalDistribution:
         """Symbols with probability sum over k of probs[k] p(v | k)."""
         return CategoricalDistribution(probs=probs @ constants.probs.value, validate_args=False)
@@ -111,8 +121,7 @@ class Categorical(Part, FiniteEmission, Generative):
     def statistics(self, y: Tensor, weights: Tensor, observed: Tensor | None) -> Tensor:
         """Expected counts, (V, K), from symbols (T, B) and weights (T, B, K), zero where missing."""
         flat = weights.reshape(-1, weights.shape[-1])
-        # The gradient of an embedding is a sum by symbol, and torch's is several times faster than index_add.
-        return torch.ops.aten.embedding_dense_backward(flat, y.reshape(-1), self.symbols, -1, False)
+        return symbol_sums(flat, y.reshape(-1), self.symbols)
 
     @torch.no_grad()
     def maximize(self, stats: Tensor) -> None:
@@ -276,7 +285,7 @@ class Gaussian(Part, FiniteEmission, Generative):
         return out.view_as(y)
 
     def _patterns(self, y: Tensor, observed: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each pattern of gaps: its rows (N,), y with conditional means (K, n, D), conditional covariance (K, D, D)."""
+        """Each pattern of gaps: its rows (N,), y with conditional means (K, n, D), conditional covariance (K, D, D)."""
         flat, mask, covariance = y.reshape(-1, self.dim), observed.reshape(-1, self.dim), self.covariance
         patterns, which = torch.unique(mask, dim=0, return_inverse=True)
         for i, there in enumerate(patterns):
@@ -350,7 +359,7 @@ class Gaussian(Part, FiniteEmission, Generative):
         self.set_moments(points[chosen], _floored(covariance, self.floor))
 
     def _restricted(self, covariance: Tensor) -> Tensor:
-        """The nearest covariances (K, D, D) of the kind that is asked for: with equal variances, or without the rest."""
+        """The covariances (K, D, D) as the kind allows: their diagonals, or the mean of those."""
         if self.kind not in ("diagonal", "spherical"):
             return covariance
         variances = covariance.diagonal(dim1=-2, dim2=-1)

@@ -7,15 +7,20 @@ from torch import Tensor, nn
 
 from statespan.kernels.linear_cross_entropy import linear_log_softmax_gather
 from statespan.kernels.normalised_gather import column_logsumexp, gather_log_softmax
-from statespan.part import Part
+from statespan.part import Part, scaled
 from statespan.tree import Lazy
 
 
 class Columns(NamedTuple):
-    """A table's columns as distributions over symbols: log normalisers (K,), and p(v | k) (K, V) if it is asked for."""
+    """A table's columns as distributions over symbols.
+
+    The log normalisers (K,); and made if asked for: p(v | k) (K, V), and the same by symbol, each row divided by its
+    largest value and that value's logarithm, (V, K) and (V,).
+    """
 
     normaliser: Tensor
     probs: Lazy
+    scaled: Lazy
 
 
 class Table(Part):
@@ -47,7 +52,7 @@ class Table(Part):
 
     def as_columns(self) -> Columns:
         """What `columns` needs, and the probabilities themselves."""
-        return Columns(self.normaliser(), Lazy(self.probs))
+        return Columns(self.normaliser(), Lazy(self.probs), Lazy(lambda: scaled(self.log_probs())))
 
     def probs(self) -> Tensor:
         """p(v | k), (K, V)."""
