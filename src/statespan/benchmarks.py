@@ -16,7 +16,7 @@ from statespan.errors import StatespanError
 from statespan.families import hmm
 from statespan.fit import EM
 from statespan.ladder.rungs import LADDER, find, ladder
-from statespan.language.training import batches
+from statespan.language.scoring import batches
 from statespan.method import Prepared, prepare, run
 from statespan.methods import Forward, method_for
 from statespan.parts.emissions import Categorical

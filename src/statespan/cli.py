@@ -1,47 +1,50 @@
 """The command line."""
 
-import json
+import os
 import shlex
 import sys
-import time
 import webbrowser
-from dataclasses import replace
+from contextlib import closing
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from statespan.errors import StatespanError
 from statespan.version import __version__
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-ladder_app = typer.Typer(no_args_is_help=True, help="The ladder between the HMM and the LSTM.")
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+"""click's ClickException, the base of every usage error, wherever this version of typer keeps it."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+ladder_app = typer.Typer(help="The ladder between the HMM and the LSTM: train it, look at it.")
 app.add_typer(ladder_app, name="ladder")
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 2 with one line on bad input, 130 on Ctrl-C."""
+    """Run the command line: exit code 0, 2 with one line on bad input, 130 on Ctrl-C with what was done kept."""
     try:
         code = app(standalone_mode=False)
     except StatespanError as error:
-        print(f"statespan: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("statespan: stopped; what was done is kept", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
+        sys.exit(_complain(str(error), BAD_INPUT))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(_complain("stopped; what was done is kept, and --resume goes on from there", INTERRUPTED))
+    except BrokenPipeError:  # as in `statespan ladder list | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except typer.Abort:
-        print("statespan: stopped; what was done is kept", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        print(f"statespan: {error.format_message()}; see statespan --help", file=sys.stderr)  # type: ignore[attr-defined]
-        sys.exit(2)
+    except USAGE_ERROR as error:
+        sys.exit(_complain(f"{error.format_message().rstrip('.')}; see statespan --help", BAD_INPUT))  # type: ignore[attr-defined]
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(what: str, code: int) -> int:
+    """One line on standard error."""
+    print(f"statespan: {' '.join(what.split())}", file=sys.stderr)
+    return code
 
 
 def _version(wanted: bool) -> None:
@@ -50,97 +53,104 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    """Sequence models with a hidden state, from the HMM to the LSTM."""
+    """Sequence models with a hidden state, from the HMM to the LSTM.
+
+    Begin with: statespan ladder run
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@ladder_app.callback(invoke_without_command=True)
+def ladder_root(context: typer.Context) -> None:
+    """The ladder between the HMM and the LSTM: train it, look at it."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @ladder_app.command("run")
 def ladder_run(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe file, or the name of one that ships: kjv, ptb-small.")
+        str, typer.Argument(help="A recipe file, or the name of one that ships: kjv, ptb-small, ptb-10m.")
     ] = "kjv",
-    out: Annotated[Path | None, typer.Option(help="Where models, results and the report go.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for models and report; out/ and the recipe's name unless given.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     text: Annotated[
         Path | None, typer.Option(help="Your own text, a sentence a line, instead of the recipe's.")
     ] = None,
-    tagged: Annotated[Path | None, typer.Option(help="Your own tagged text: CoNLL-U, or word/TAG.")] = None,
-    only: Annotated[str, typer.Option(help="Some rows alone, such as elman,lstm.")] = "",
-    epochs: Annotated[int, typer.Option(help="Passes over the text, instead of the recipe's.")] = 0,
-    open_report: Annotated[bool, typer.Option("--open", help="Open the report when done.")] = False,
+    tagged: Annotated[Path | None, typer.Option(help="Your own tagged text: CoNLL-U (.conllu), or word/TAG.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the files the recipe's [text] names.")] = None,
+    only: Annotated[str | None, typer.Option(help="Some rows alone, such as elman,lstm.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the text, instead of the recipe's.")] = None,
+    open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser when done.")] = False,
 ) -> None:
-    """Train every rung of a recipe on one text and write the report."""
+    """Train the rungs of a recipe on one text, and write the report."""
+    from statespan.ladder import material as texts
     from statespan.ladder import recipe as recipes
-    from statespan.ladder import report
-    from statespan.ladder import run as runs
+    from statespan.ladder import report, terminal
+    from statespan.ladder.run import Run
 
-    began = time.time()
-    path = _recipe(recipe)
+    path, own = _recipe(recipe), _own(text, tagged, data)
     plan = recipes.read(path)
-    if text is not None and tagged is not None:
-        raise StatespanError("give --text or --tagged, not both")
-    own = text or tagged
     if own is not None:
-        form = "" if text is not None else "conllu" if own.suffix in (".conllu", ".conll") else "tagged"
-        mine = recipes.Text(train=str(own.resolve()), form=form, vocabulary=plan.text.vocabulary)
-        plan = replace(plan, text=mine, title=own.stem, paper=False)
-    if only:
-        plan = recipes.only(plan, [name.strip() for name in only.split(",") if name.strip()])
-    if epochs:
-        rows = tuple(replace(e, how=replace(e.how, epochs=epochs)) for e in plan.entries)
-        plan = replace(plan, entries=rows)
-    out = out or Path("out") / (own.stem if own is not None else path.stem)
-    console = _console()
-    material = runs.read_text(plan.text, path.parent)
-    _say_text(console, material)
-    if not resume:
-        for entry in plan.entries:
-            for name in ("record.json", "checkpoint.safetensors"):
-                (runs.folder_of(out, entry) / name).unlink(missing_ok=True)
-    records = {e.name: r for e in plan.entries if (r := runs.finished(out, e, plan)) is not None}
-    todo = [e for e in plan.entries if e.name not in records]
-    runs.store(material, out / "text.safetensors")
-    counts = runs.references(plan, material)
-    failures: list[str] = []
+        form = "text" if tagged is None else "conllu" if own.suffix in (".conllu", ".conll") else "tagged"
+        plan = recipes.on_own_text(plan, own, form)
+    if only is not None:
+        plan = recipes.only(plan, only)
+    material = texts.read(plan.text, data or path.parent)
+    if own is not None:
+        plan = recipes.suited(plan, material.tokens)
+    if epochs is not None:
+        plan = recipes.passes(plan, epochs)
+    screen = terminal.console()
+    terminal.say_text(screen, material)
+    run = Run(plan, material, out or Path("out") / (own or path).stem, resume)
     try:
-        if todo:
-            expected = runs.estimate(plan, todo, material)
-            _say_time(console, expected.total, len(todo), plan.workers, len(records))
-            failures = _follow(
-                console, runs.execute(plan, todo, out / "text.safetensors", out, expected.rows), todo, expected, records
-            )
-    finally:
-        command = shlex.join(["statespan", *sys.argv[1:]])
-        ordered = [records.get(e.name) or _unfinished(runs, e, material, plan, failures) for e in plan.entries]
-        results = runs.summary(plan, material, [*ordered, *counts], command, began, time.time() - began)
-        _write(runs, report, out, results)
-    console.print(report.table(results))
-    console.print(
-        f"report: {out / 'report.html'}   models: {out}/*/model.safetensors   {_minutes(time.time() - began)}"
-    )
+        if run.todo:
+            expected = run.estimate()
+            terminal.say_time(screen, plan, expected, len(run.records))
+            with closing(run.train(expected.rows)) as events:
+                terminal.follow(screen, events, expected)
+    finally:  # a run that was stopped has its report too
+        results = run.results(shlex.join(["statespan", *sys.argv[1:]]))
+        written = run.write(results)
+    screen.print(report.table(results))
+    screen.print(f"report: {written}", soft_wrap=True)
+    screen.print(f"models: {run.out}/*/model.safetensors, for statespan generate and ss.load", soft_wrap=True)
     if open_report:
-        webbrowser.open((out / "report.html").resolve().as_uri())
-    if failures:
-        raise StatespanError(failures[0].splitlines()[0])
+        webbrowser.open(written.resolve().as_uri())
+    if run.failures:
+        others = len(run.failures) - 1
+        more = f" (and {others} more row{'s' if others > 1 else ''} not finished)" if others else ""
+        raise StatespanError(next(iter(run.failures.values())) + more)
 
 
 @ladder_app.command("report")
-def ladder_report(directory: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
+def ladder_report(
+    directory: Annotated[Path, typer.Argument(help="The folder of a run, or the results.json in it.")],
+) -> None:
     """Write the report of a run again, and print its table."""
-    from statespan.ladder import report
+    from statespan.files import write_bytes
+    from statespan.ladder import report, terminal
 
     try:
         results = report.load(directory)
     except ValueError as error:
         raise StatespanError(str(error)) from error
-    target = directory / "report.html" if directory.is_dir() else directory.with_name("report.html")
-    report.write(results, target)
-    console = _console()
-    console.print(report.table(results))
-    console.print(f"report: {target}")
+    target = (directory if directory.is_dir() else directory.parent) / "report.html"
+    write_bytes(target, report.render(results).encode())
+    screen = terminal.console()
+    screen.print(report.table(results))
+    screen.print(f"report: {target}", soft_wrap=True)
 
 
 @ladder_app.command("list")
@@ -148,26 +158,27 @@ def ladder_list() -> None:
     """The rungs by name, with their four choices."""
     from statespan.ladder.rungs import CONDITIONS, FEEDS, LADDER, MOVES, SCORES
 
+    print(f"{'rung':32s} {'condition/move/feed/score':40s} {'inference':10s} equations")
     for name, rung in LADDER.items():
         choices = "/".join(choice.name for choice in rung[:4])
-        print(f"{name:34s} {choices:40s} {rung.method:10s} {rung.equations}")
+        print(f"{name:32s} {choices:40s} {rung.method:10s} {rung.equations}".rstrip())
+    print("\nAny legal condition/move/feed/score is a rung too, as in --only bayes/sigmoid/none/softmax. The choices:")
     for what, table in (("condition", CONDITIONS), ("move", MOVES), ("feed", FEEDS), ("score", SCORES)):
-        print(f"{what}: {', '.join(table)}")
-    print("any legal condition/move/feed/score is a rung too")
+        print(f"{what + ':':10s} {', '.join(table)}")
 
 
 @app.command()
 def generate(
     model: Annotated[Path, typer.Argument(help="A model.safetensors of a ladder run.")],
-    prompt: Annotated[str, typer.Option(help="Words to go on from.")] = "",
-    length: Annotated[int, typer.Option(help="Words at most.")] = 40,
+    prompt: Annotated[str, typer.Option(help="Text to go on from; none begins a sentence.")] = "",
+    length: Annotated[int, typer.Option(help="Words to add at most.")] = 40,
     temperature: Annotated[float, typer.Option(help="Below 1 sharper, above 1 flatter.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Makes it repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the text repeatable.")] = None,
 ) -> None:
     """Text from a trained model, going on from a prompt."""
-    from statespan.ladder.run import generate as continue_text
+    from statespan.ladder.generate import generate as continued
 
-    print(continue_text(str(model), prompt, length, temperature, seed))
+    print(continued(str(model), prompt, length, temperature, seed))
 
 
 @app.command()
@@ -181,115 +192,29 @@ def bench(
     benchmarks.main([name for name in only.split(",") if name], quick)
 
 
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 120)
-
-
 def _recipe(name: str) -> Path:
     """A path, or the recipe of that name that ships with the package."""
     path = Path(name)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or path.is_file():
         return path
-    here = Path(__file__).parent
-    for folder in (here / "recipes", here.parent.parent / "recipes"):
-        if (folder / f"{name}.toml").is_file():
-            return folder / f"{name}.toml"
-    raise StatespanError(f"{name}: no such recipe; give a .toml file, or kjv, ptb-small or ptb-10m")
+    package = Path(__file__).parent
+    folders = (package / "recipes", package.parent.parent / "recipes")  # installed; in the repository
+    shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
+    if name in shipped:
+        return shipped[name]
+    near = get_close_matches(name, shipped, 1, 0.3)
+    hint = f"did you mean {near[0]}?" if near else f"give a .toml file, or one of {', '.join(shipped)}"
+    raise StatespanError(f"{name}: there is no such recipe; {hint}")
 
 
-def _say_text(console: Any, material: Any) -> None:
-    counts = [sum(len(s) for s in part) for part in (material.train, material.valid, material.test)]
-    console.print(
-        f"[bold]{material.name}[/bold]: {counts[0]:,} / {counts[1]:,} / {counts[2]:,} tokens to learn, choose, test; "
-        f"{len(material.vocabulary):,} symbols" + (f"; {len(material.tags)} tags" if material.tags else "")
-    )
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def _say_time(console: Any, seconds: float, rows: int, workers: int, kept: int) -> None:
-    done = f" ({kept} already done)" if kept else ""
-    console.print(
-        f"{rows} rungs{done}, {workers} at a time, one thread each: about {_minutes(seconds)} on this machine"
-    )
-
-
-def _follow(console: Any, events: Any, todo: list[Any], expected: Any, records: dict[str, Any]) -> list[str]:
-    """Show progress, collect records; returns what failed."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    failures: list[str] = []
-    live = console.is_terminal
-    bars = Progress(
-        TextColumn("{task.description:34s}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:3.0f} %  {task.fields[note]:34s}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not live,
-    )
-    share = {e.name: expected.rows.get(e.name, 1.0) for e in todo}
-    done: dict[str, float] = {}
-    with bars:
-        whole = bars.add_task("all", total=sum(share.values()), note="")
-        tasks: dict[str, Any] = {}
-        for event in events:
-            name = event.name
-            if event.kind == "start":
-                tasks[name] = bars.add_task(name, total=1.0, note="")
-            elif event.kind == "progress":
-                p = event.value
-                done[name] = share[name] * min(p.tokens / max(p.total, 1), 1.0)
-                valid = f"dev {p.valid:.1f}" if p.valid == p.valid else f"train {p.train:.0f}"
-                note = f"{p.rate:,.0f} tokens/s  {valid}"
-                bars.update(tasks[name], completed=p.tokens / max(p.total, 1), note=note)
-            else:
-                done[name] = share[name]
-                bars.remove_task(tasks[name])
-                if event.kind == "done":
-                    records[name] = event.value
-                    console.print(_line(event.value))
-                else:
-                    failures.append(event.value)
-                    console.print(f"{name:36s} failed: {event.value.splitlines()[0]}", markup=False)
-            bars.update(whole, completed=sum(done.values()))
-    return failures
-
-
-def _line(record: dict[str, Any]) -> str:
-    return (
-        f"{record['name']:36s} test perplexity {record['test_perplexity']:8.2f}   "
-        f"{record['parameters']:>10,} parameters   {record['tokens_per_second']:>8,.0f} tokens/s   "
-        f"{_minutes(record['seconds'])}"
-    )
-
-
-def _unfinished(runs: Any, entry: Any, material: Any, plan: Any, failures: list[str]) -> dict[str, Any]:
-    """The record of a row that did not finish: what it was to be, and why not."""
-    from statespan.ladder.rungs import find
-
-    record = runs.describe(entry, find(entry.rung), runs.build(entry, material, plan.seed))
-    why = next((f.splitlines()[0] for f in failures if entry.name in f), "stopped before it was done")
-    blank = dict.fromkeys(
-        (
-            *("valid_perplexity", "test_perplexity", "valid_perplexity_independent", "test_perplexity_independent"),
-            *("tokens_per_second", "seconds", "state_words", "state_usage", "tags"),
-        )
-    )
-    return record | blank | {"curve": [], "samples": [], "note": why}
-
-
-def _write(runs: Any, report: Any, out: Path, results: dict[str, Any]) -> None:
-    from statespan.files import write_bytes
-
-    write_bytes(out / "results.json", json.dumps(results, indent=1).encode())
-    report.write(results, out / "report.html")
+def _own(text: Path | None, tagged: Path | None, data: Path | None) -> Path | None:
+    """The user's own text, if one is given."""
+    given = {name: path for name, path in (("--text", text), ("--tagged", tagged), ("--data", data)) if path}
+    if len(given) > 1:
+        raise StatespanError(f"{' and '.join(given)} are given; one of them says what is read, so leave out the others")
+    if data is not None and not data.is_dir():
+        raise StatespanError(f"--data {data}: there is no such folder; give the one that holds the recipe's files")
+    return text or tagged
 
 
 if __name__ == "__main__":

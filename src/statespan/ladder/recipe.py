@@ -1,15 +1,30 @@
 """Recipes: TOML files that say what a run of the ladder does."""
 
 import difflib
+import math
 import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from statespan.errors import StatespanError
 from statespan.ladder.rungs import LADDER, find
 from statespan.language.training import Training
+
+SOURCES = ("files", "king-james")
+LEVELS = ("words", "characters")
+FORMS = ("", "text", "tagged", "conllu")
+TRAINERS = ("SGD", "EM", "EM, then SGD")
+
+LEAST_WINDOWS = 20
+"""A small text is laid out in so few columns that an epoch has this many windows, or `LEAST_COLUMNS`."""
+
+LEAST_COLUMNS = 4
+LEAST_STEPS = 400
+"""A small text is passed over until there are this many gradient steps, or `MOST_EPOCHS`."""
+
+MOST_EPOCHS = 40
 
 
 @dataclass(frozen=True)
@@ -18,14 +33,19 @@ class Text:
 
     Args:
         source: "king-james" (the demo extra), or "files".
-        train, valid, test: paths, for files; a folder-free path is looked for beside the recipe. With `train` alone
-            the text is split 18/1/1 by blocks of 20 sentences.
+        train: path of the text to learn from. Relative paths start beside the recipe, or where --data says; with
+            `train` alone the text is split 18/1/1 by blocks of 20 sentences.
+        valid: path of the text to choose on.
+        test: path of the text to report on.
         name: what the report calls it.
         level: "words" or "characters".
         vocabulary: at most this many symbols, the two special ones counted; 0 takes all.
         share: this share of the training sentences, the first ones.
         form: "text", "tagged" or "conllu"; "" goes by the file's suffix.
-        universal: a map from tags to coarser ones, two columns; "" keeps the tags.
+        universal: path of a map from tags to coarser ones, two columns; "" keeps the tags.
+
+    Raises:
+        StatespanError: a value that cannot be.
     """
 
     source: str = "files"
@@ -39,6 +59,17 @@ class Text:
     form: str = ""
     universal: str = ""
 
+    def __post_init__(self):
+        _insist(
+            (self.source in SOURCES, f"source = {self.source!r} must be one of {', '.join(SOURCES)}"),
+            (self.level in LEVELS, f"level = {self.level!r} must be one of {', '.join(LEVELS)}"),
+            (self.form in FORMS, f"form = {self.form!r} must be one of {', '.join(FORMS[1:])}, or left out"),
+            (0 < self.share <= 1, f"share = {self.share} must lie above 0 and be at most 1"),
+            (self.vocabulary == 0 or self.vocabulary >= 3, f"vocabulary = {self.vocabulary} must be 0 or at least 3"),
+            (self.source != "files" or bool(self.train), "train is missing; name a file, or give --text FILE"),
+            (bool(self.valid) == bool(self.test), "valid and test go together; give both, or train alone to split it"),
+        )
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -47,7 +78,7 @@ class Entry:
     Args:
         name: how the report calls it.
         rung: a key of `ss.LADDER`, or four choices spelled out.
-        trainer: "SGD", "EM", or "EM, then SGD".
+        trainer: "SGD", "EM", or "EM, then SGD"; EM is for exact rungs.
         width: the width; 0 finds the largest within the budget.
         parameters: the budget.
         tied: one matrix in and out.
@@ -56,6 +87,9 @@ class Entry:
         iterations: of EM.
         prior: EM's pseudo-counts a state, spread over the symbols by their frequency.
         how: the settings of training.
+
+    Raises:
+        StatespanError: a value that cannot be.
     """
 
     name: str
@@ -70,6 +104,35 @@ class Entry:
     prior: float = 30.0
     how: Training = field(default_factory=Training)
 
+    def __post_init__(self):
+        rung = find(self.rung)
+        _insist(
+            (self.trainer in TRAINERS, f"trainer = {self.trainer!r} must be one of {'; '.join(TRAINERS)}"),
+            (not self.by_em or rung.exact, f"trainer = {self.trainer!r} needs an exact rung, and {self.rung} is not"),
+            (self.width >= 0, f"width = {self.width} must be 0 or more"),
+            (self.parameters >= 0, f"parameters = {self.parameters} must be 0 or more"),
+            (self.width + self.parameters > 0, "neither width nor parameters is given; set one in [model]"),
+            (all(0 <= p < 1 for p in self.dropout), f"dropout = {list(self.dropout)} must lie in 0 to 1, without 1"),
+            (self.spread > 0, f"spread = {self.spread} must be positive"),
+            (self.iterations >= 1, f"iterations = {self.iterations} must be at least 1"),
+            (self.prior >= 0, f"prior = {self.prior} must be 0 or more"),
+        )
+
+    @property
+    def by_em(self) -> bool:
+        """Whether expectation maximisation has a part in its training."""
+        return self.trainer.startswith("EM")
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether gradient descent has."""
+        return self.trainer.endswith("SGD")
+
+    @property
+    def own_width(self) -> bool:
+        """Whether it stands beside rows of a common budget at a width of its own."""
+        return bool(self.width and self.parameters)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -79,24 +142,52 @@ class Recipe:
         title: of the report.
         text: what is read.
         entries: the rows, in the order of the report.
+        model: settings of a row that says nothing of its own.
+        training: settings of its training.
         references: orders of the Kneser-Ney counts to report, 2 for bigrams.
         seed: of every random draw.
         workers: rungs trained at a time, each on one thread.
         paper: whether the paper's figures stand beside ours (they are for the Penn Treebank).
+
+    Raises:
+        StatespanError: a value that cannot be.
     """
 
     title: str
     text: Text
     entries: tuple[Entry, ...]
+    model: Mapping[str, Any] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
     references: tuple[int, ...] = (2, 3)
     seed: int = 0
     workers: int = 2
     paper: bool = False
 
+    def __post_init__(self):
+        names = [entry.name for entry in self.entries]
+        _insist(
+            (bool(names), "there are no rungs; name at least one"),
+            (len(set(names)) == len(names), f"rungs lists a row twice: {', '.join(names)}"),
+            (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
+            (set(self.references) <= {2, 3}, f"references = {list(self.references)} must be 2 or 3, or both"),
+        )
 
-TRAINERS = ("SGD", "EM", "EM, then SGD")
-_ENTRY = ("rung", "trainer", "width", "parameters", "tied", "dropout", "spread", "iterations", "prior")
+
+@dataclass(frozen=True)
+class _Run:
+    """The table [run]; `rungs` empty takes all."""
+
+    title: str = ""
+    seed: int = 0
+    workers: int = 2
+    references: tuple[int, ...] = (2, 3)
+    paper: bool = False
+    rungs: tuple[str, ...] = ()
+
+
 _TRAINING = tuple(f.name for f in fields(Training))
+_MODEL = tuple(f.name for f in fields(Entry) if f.name not in ("name", "rung", "trainer", "how"))
+_ROW = ("rung", "trainer", *_MODEL, *_TRAINING)
 
 
 def read(path: str | Path) -> Recipe:
@@ -108,97 +199,186 @@ def read(path: str | Path) -> Recipe:
             `rungs`.
 
     Raises:
-        StatespanError: no such file, not TOML, or an unknown key (the nearest is suggested).
+        StatespanError: no such file, not TOML, an unknown key (the nearest is suggested), or a value that cannot be.
     """
     path = Path(path)
-    if not path.is_file():
-        raise StatespanError(f"{path}: no such recipe; recipes/kjv.toml is one")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StatespanError(f"{path}: there is no such recipe; recipes/kjv.toml is one") from None
+    except OSError as error:
+        raise StatespanError(f"{path}: cannot be read: {error.strerror}; name a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StatespanError(f"{path}: not a TOML file: {error}") from error
-    _known(path, "", raw, ("run", "text", "model", "training", "rungs"))
-    run, model, training = raw.get("run", {}), raw.get("model", {}), raw.get("training", {})
-    _known(path, "run", run, ("title", "seed", "workers", "references", "paper", "rungs"))
-    _known(path, "text", raw.get("text", {}), [f.name for f in fields(Text)])
-    _known(path, "model", model, [k for k in _ENTRY if k not in ("rung", "trainer")])
-    _known(path, "training", training, _TRAINING)
-    text = _build(path, "text", Text, raw.get("text", {}))
-    tables = raw.get("rungs", {})
-    names = run.get("rungs", [*[n for n in LADDER], *[n for n in tables if n not in LADDER]])
-    entries = []
-    for name in names:
-        own = tables.get(name, {})
-        _known(path, f'rungs."{name}"', own, (*_ENTRY, *_TRAINING))
-        entries.append(_entry(path, name, model | own, training | own))
-    settings = {k: run[k] for k in ("seed", "workers", "paper") if k in run}
-    references = tuple(run.get("references", (2, 3)))
-    return Recipe(run.get("title", path.stem), text, tuple(entries), references, **settings)
-
-
-def _entry(path: Path, name: str, model: dict[str, Any], training: dict[str, Any]) -> Entry:
-    """One row, its rung checked."""
-    place = f'rungs."{name}"'
-    rung = model.get("rung", name)
+        raise StatespanError(f"{path}: not a TOML file: {error}; mend it") from None
     try:
-        find(rung)
+        return _recipe(raw, path.stem)
     except StatespanError as error:
-        raise StatespanError(f"{path}: {place}: {error}") from error
-    how = _build(path, place, Training, {k: v for k, v in training.items() if k in _TRAINING})
-    values = {k: model[k] for k in _ENTRY if k in model and k != "rung"}
-    if "dropout" in values:
-        values["dropout"] = tuple(values["dropout"])
-    entry = _build(path, place, Entry, {"name": name, "rung": rung, "how": how} | values)
-    if entry.trainer not in TRAINERS:
-        raise StatespanError(f"{path}: {place}: trainer = {entry.trainer!r} must be one of {', '.join(TRAINERS)}")
-    if not entry.width and not entry.parameters:
-        raise StatespanError(f"{path}: {place}: neither width nor parameters; set one in [model]")
-    return entry
+        raise StatespanError(f"{path}: {error}") from None
 
 
-def _build(path: Path, place: str, cls: type, values: dict[str, Any]) -> Any:
+def _recipe(raw: dict[str, Any], stem: str) -> Recipe:
+    """The recipe of a file's tables; errors name the table."""
+    _known("", raw, ("run", "text", "model", "training", "rungs"))
+    tables = {name: _table(name, raw.get(name, {})) for name in ("run", "text", "model", "training", "rungs")}
+    run = _fill("[run]", _Run, tables["run"])
+    text = _fill("[text]", Text, tables["text"])
+    model, training = tables["model"], tables["training"]
+    _known("[model]", model, _MODEL)
+    base = _fill("[training]", Training, training)
+    own = {name: _table(f'rungs."{name}"', table) for name, table in tables["rungs"].items()}
+    names = run.rungs or (*LADDER, *(name for name in own if name not in LADDER))
+    for name in own:
+        if name not in names:
+            raise StatespanError(f'[rungs."{name}"] is not among the rungs that [run] lists; list it, or take it out')
+    entries = tuple(_entry(name, own.get(name, {}), model, training) for name in names)
+    try:
+        return Recipe(run.title or stem, text, entries, model, base, run.references, run.seed, run.workers, run.paper)
+    except StatespanError as error:
+        raise StatespanError(f"[run] {error}") from None
+
+
+def _entry(name: str, own: dict[str, Any], model: dict[str, Any], training: dict[str, Any]) -> Entry:
+    """One row from its own table and the common ones."""
+    place = f'[rungs."{name}"]'
+    _known(place, own, _ROW)
+    how = _fill(place, Training, training | {k: v for k, v in own.items() if k in _TRAINING})
+    values = model | {k: v for k, v in own.items() if k not in _TRAINING}
+    return _fill(place, Entry, {"name": name, "rung": name, **values}, how=how)
+
+
+def _table(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise StatespanError(f"{name} = {value!r} must be a table, [{name}]")
+    return value
+
+
+def _fill(place: str, cls: type, values: dict[str, Any], **more: Any) -> Any:
     """A dataclass from a table, each value of its field's type."""
-    defaults = {f.name: f.default for f in fields(cls)}
-    for key, value in values.items():
-        like = defaults.get(key)
-        wrong = isinstance(like, bool) != isinstance(value, bool) and isinstance(like, (bool, int, float, str))
-        if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
-            values = values | {key: float(value)}
-        elif wrong or (isinstance(like, (int, float, str)) and not isinstance(value, type(like))):
-            raise StatespanError(f"{path}: [{place}] {key} = {value!r} must be a {type(like).__name__}")
+    hints = get_type_hints(cls)
+    _known(place, values, [name for name in hints if name not in more])
     try:
-        return cls(**values)
+        return cls(**{key: _fit(key, value, hints[key]) for key, value in values.items()}, **more)
     except StatespanError as error:
-        raise StatespanError(f"{path}: [{place}] {error}") from error
+        raise StatespanError(f"{place} {error}") from None
 
 
-def _known(path: Path, place: str, table: dict[str, Any], known: Iterable[str]) -> None:
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 'text in "quotes"'}
+
+
+def _fit(key: str, value: Any, kind: Any) -> Any:
+    """A value of a TOML file as the type of its field."""
+    if get_origin(kind) is tuple:
+        each = get_args(kind)
+        count = None if each[-1] is ... else len(each)
+        if not isinstance(value, list) or count not in (None, len(value)):
+            raise StatespanError(f"{key} = {value!r} must be a list" + (f" of {count}" if count else ""))
+        return tuple(_fit(key, item, each[0]) for item in value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise StatespanError(f"{key} = {value!r} must be {_KINDS[kind]}")
+    return value
+
+
+def _insist(*checks: tuple[bool, str]) -> None:
+    """Raise the first line whose check failed."""
+    for good, line in checks:
+        if not good:
+            raise StatespanError(line)
+
+
+def _known(place: str, table: Iterable[str], known: Iterable[str]) -> None:
     """Refuse an unknown key by name."""
     known = list(known)
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1, 0.4)
-            where = f"[{place}] " if place else ""
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise StatespanError(f"{path}: {where}unknown key {key!r}; {hint}")
+            raise StatespanError(f"{place} unknown key {key!r}; {hint}".lstrip())
 
 
-def only(recipe: Recipe, names: Iterable[str]) -> Recipe:
-    """The recipe with the rows of these names alone; a rung that has no row yet gets the defaults of the others.
+# --------------------------------------------------------------------------------------- a recipe, changed
+
+
+def only(recipe: Recipe, names: str) -> Recipe:
+    """The recipe with some rows alone.
+
+    Args:
+        recipe: the recipe.
+        names: rows separated by commas, in the order wanted; a rung that has no row yet gets [model] and [training].
 
     Raises:
-        StatespanError: an unknown name.
+        StatespanError: an unknown name (the nearest is suggested).
     """
     rows = {entry.name: entry for entry in recipe.entries}
-    chosen = []
-    for name in names:
-        if name not in rows:
-            near = difflib.get_close_matches(name, [*rows, *LADDER], 1, 0.4)
-            if name not in LADDER and name.count("/") != 3:
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise StatespanError(f"--only: no row {name!r} in the recipe{hint}")
-            find(name)
-            first = recipe.entries[0]
-            rows[name] = replace(first, name=name, rung=name, trainer="SGD", width=0)
-        chosen.append(rows[name])
-    return replace(recipe, entries=tuple(chosen))
+    pieces = [piece.strip() for piece in names.split(",")]
+    chosen: dict[str, Entry] = {}
+    while pieces:
+        # A row's own name may hold a comma: the longest one wins.
+        lengths = [n for n in range(len(pieces), 0, -1) if ", ".join(pieces[:n]) in rows]
+        name = ", ".join(pieces[: lengths[0] if lengths else 1])
+        pieces = pieces[lengths[0] if lengths else 1 :]
+        if name:
+            chosen[name] = rows.get(name) or _added(recipe, name, rows)
+    if not chosen:
+        raise StatespanError("--only names no row; name some, such as elman,lstm")
+    return replace(recipe, entries=tuple(chosen.values()))
+
+
+def _added(recipe: Recipe, name: str, rows: Iterable[str]) -> Entry:
+    if name in LADDER or name.count("/") == 3:
+        return _fill("--only", Entry, {"name": name, "rung": name, **recipe.model}, how=recipe.training)
+    near = difflib.get_close_matches(name, [*rows, *LADDER], 1, 0.3)
+    hint = f"did you mean {near[0]!r}?" if near else "statespan ladder list shows them"
+    raise StatespanError(f"--only: there is no row {name!r}; {hint}")
+
+
+def passes(recipe: Recipe, epochs: int) -> Recipe:
+    """The recipe with this many passes over the text in every row, by gradients or EM.
+
+    Raises:
+        StatespanError: fewer than one.
+    """
+    entries = (replace(e, iterations=epochs, how=replace(e.how, epochs=epochs)) for e in recipe.entries)
+    return replace(recipe, entries=tuple(entries))
+
+
+def on_own_text(recipe: Recipe, path: Path, form: str) -> Recipe:
+    """The recipe on a user's own text.
+
+    Args:
+        recipe: the recipe.
+        path: the text.
+        form: how to read it, as in `Text`.
+    """
+    own = Text(train=str(path.resolve()), form=form, level=recipe.text.level, vocabulary=recipe.text.vocabulary)
+    return replace(recipe, text=own, title=path.stem, paper=False)
+
+
+def suited(recipe: Recipe, tokens: int) -> Recipe:
+    """The recipe with narrower batches and more passes where a text is so small that training would hardly begin.
+
+    Args:
+        recipe: the recipe.
+        tokens: symbols to learn from.
+    """
+    entries = []
+    for entry in recipe.entries:
+        how = entry.how
+        columns = min(how.batch, max(LEAST_COLUMNS, tokens // (how.window * LEAST_WINDOWS)))
+        windows = math.ceil(tokens / (columns * how.window))
+        epochs = max(how.epochs, min(MOST_EPOCHS, math.ceil(LEAST_STEPS / windows)))
+        evaluations = how.evaluations if epochs == how.epochs else 1
+        entries.append(replace(entry, how=replace(how, batch=columns, epochs=epochs, evaluations=evaluations)))
+    return replace(recipe, entries=tuple(entries))
+
+
+def stamp(entry: Entry, recipe: Recipe, digest: str) -> str:
+    """What a finished row depends on; a row with another stamp is trained again.
+
+    Args:
+        entry: the row.
+        recipe: its recipe.
+        digest: of the text.
+    """
+    return repr((sorted(asdict(entry).items(), key=lambda pair: pair[0]), recipe.seed, digest))

@@ -1,31 +1,29 @@
-"""Training and scoring a model of text: streams cut into windows, the belief carried over, truncated back-propagation.
+"""Training a model of text by gradients.
 
-A stream is a text laid out in B columns, (T, B) integers with -1 for padding. The belief at the end of one window
-starts the next, its gradient cut; that is all that truncated back-propagation through time needs here.
+The belief at the end of one window of a stream starts the next, its gradient cut; that is all that truncated
+back-propagation through time needs here. A run can be stopped anywhere and goes on to the same numbers.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from statespan.errors import StatespanError
-from statespan.files import write_bytes
-from statespan.language.vocabulary import windows
-from statespan.method import Method, run
+from statespan.language import checkpoints
+from statespan.language.scoring import observe, perplexity, score_stream
+from statespan.method import run
 from statespan.methods import method_for
-from statespan.sequences import Sequences
+from statespan.part import seeded
 from statespan.tree import detach, leaves, replace_leaves
 
-OPTIMISERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {}),
     "adam": (torch.optim.Adam, {}),
     "adamw": (torch.optim.AdamW, {}),
@@ -34,6 +32,9 @@ OPTIMISERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 """Optimisers by the name recipes use; `amsgrad` is the paper's, AMSGrad with beta1 = 0 (footnote 5)."""
 
 SCHEDULES = ("plateau", "linear", "constant")
+
+REPORT_EVERY = 0.25
+"""Seconds between two reports of progress."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,25 @@ class Training:
             (self.epochs >= 1, "epochs", "at least 1"),
             (self.clip >= 0, "clip", "0 or more"),
             (self.weight_decay >= 0, "weight_decay", "0 or more"),
+            (self.patience >= 0, "patience", "0 or more"),
             (self.evaluations >= 1, "evaluations", "at least 1"),
+            (self.save_every >= 0, "save_every", "0 or more"),
         )
         for good, name, want in checks:
             if not good:
-                raise StatespanError(f"training: {name} = {getattr(self, name)!r} must be {want}")
+                raise StatespanError(f"{name} = {getattr(self, name)!r} must be {want}")
 
 
 class Progress(NamedTuple):
-    """Where a run stands: tokens seen and to see, tokens a second, and the last perplexities."""
+    """Where a run stands.
+
+    Args:
+        tokens: symbols trained on so far, each as often as it was seen.
+        total: symbols to train on.
+        rate: symbols trained on a second.
+        train: training perplexity since the last evaluation, NaN before the first step.
+        valid: validation perplexity at the last evaluation, NaN before the first.
+    """
 
     tokens: int
     total: int
@@ -100,98 +111,44 @@ class Progress(NamedTuple):
     valid: float
 
 
-class Score(NamedTuple):
-    """Sum of log-probabilities, and how many symbols were scored."""
-
-    log_prob: float
-    count: int
-
-    @property
-    def perplexity(self) -> float:
-        """exp(-log p / n)."""
-        return math.exp(min(-self.log_prob / max(self.count, 1), 700.0))
+Curve = list[dict[str, float]]
+"""Points of a learning curve: epoch, seconds, train_perplexity, valid_perplexity."""
 
 
-def observe(words: Tensor) -> Sequences:
-    """A window (L, B) of a stream as sequences; -1 is not observed."""
-    there = words >= 0
-    return Sequences(y=words.clamp_min(0), observed=None if bool(there.all()) else there)
+class Stopped(Exception):
+    """Training was asked to stop, and wrote its checkpoint; run again, it goes on from there."""
 
 
-@torch.no_grad()
-def score_stream(model: Any, words: Tensor, method: Method | None = None, length: int = 64) -> Score:
-    """Score a stream with the state carried over.
-
-    Each of the B columns starts cold once, and then carries its belief to its end.
-
-    Args:
-        model: a model of symbols.
-        words: (T, B) integers, -1 padding.
-        method: the method, or None for the model's own.
-        length: steps at once; it bounds memory and changes nothing else.
-    """
-    method = method_for(model) if method is None else method
-    constants, belief, total = method.constants(model), None, 0.0
-    for _, window in windows(words, length):
-        trace = run(model, method, observe(window), belief, ("log_prob", "last"), constants)
-        assert trace.log_prob is not None
-        total, belief = total + float(trace.log_prob.sum()), trace.last
-    return Score(total, int((words >= 0).sum()))
-
-
-@torch.no_grad()
-def score_sentences(model: Any, sentences: Sequence[Tensor], method: Method | None = None, tokens: int = 4096) -> Score:
-    """Score sentences each on its own, from the model's start.
-
-    Args:
-        model: a model of symbols.
-        sentences: integers, each (T_n,).
-        method: the method, or None for the model's own.
-        tokens: about how many symbols at once; sentences of like length go together.
-    """
-    method = method_for(model) if method is None else method
-    constants, total = method.constants(model), 0.0
-    for group in batches(sentences, tokens):
-        trace = run(model, method, group, None, ("log_prob",), constants)
-        assert trace.log_prob is not None
-        total += float(trace.log_prob.sum())
-    return Score(total, sum(len(s) for s in sentences))
-
-
-def batches(sentences: Sequence[Tensor], tokens: int) -> list[Sequences]:
-    """Sentences sorted by length and padded, about `tokens` symbols a batch."""
-    ordered = sorted(sentences, key=len)
-    groups, start = [], 0
-    for i, sentence in enumerate(ordered):
-        last = i + 1 == len(ordered)
-        if last or (i + 2 - start) * len(ordered[i + 1]) > tokens:
-            group = ordered[start : i + 1]
-            lengths = torch.tensor([len(s) for s in group])
-            y = nn.utils.rnn.pad_sequence(list(group))
-            groups.append(Sequences(y=y, lengths=None if len(group[0]) == len(sentence) else lengths))
-            start = i + 1
-    return groups
+def never() -> bool:
+    """Do not stop."""
+    return False
 
 
 @dataclass
 class _State:
-    """Where a training run stands: all that a resumed run needs beside tensors."""
+    """Where a training run stands: all that a resumed run needs beside tensors.
+
+    `seconds` are spent in all, `stepping` in gradient steps alone; `loss` and `counted` are since the last evaluation.
+    """
 
     epoch: int = 0
     position: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    stepping: float = 0.0
     rate: float = 0.0
     best: float = math.inf
     stale: int = 0
     done: bool = False
     loss: float = 0.0
     counted: int = 0
-    curve: list[dict[str, float | None]] = field(default_factory=list)
+    curve: Curve = field(default_factory=list)
 
 
 class Trainer:
-    """Trains one model; each evaluation and checkpoint is a place to stop and to go on from, to the same numbers.
+    """Trains one model by gradients, window after window of a stream.
+
+    Each window is a place to stop and to go on from, to the same numbers, bit for bit.
 
     Args:
         model: the model, trained in place; at the end it holds the parameters with the best validation perplexity.
@@ -199,8 +156,12 @@ class Trainer:
         valid: (T, B) stream to choose on.
         how: the settings.
         seed: of the run (dropout).
-        checkpoint: where to keep the state of the run; None keeps none.
+        checkpoint: where to keep the state of the run; None keeps none. One that is there is gone on from.
         name: what to call the run in errors.
+        stamp: what else the run depends on; a checkpoint with another stamp is refused.
+
+    Raises:
+        StatespanError: the checkpoint is cut short, or of other settings.
     """
 
     def __init__(
@@ -212,121 +173,154 @@ class Trainer:
         seed: int = 0,
         checkpoint: Path | None = None,
         name: str = "model",
+        stamp: str = "",
     ):
-        self.model, self.train, self.valid, self.how = model, train, valid, how
+        self.model, self.train, self.valid, self.how, self.seed = model, train, valid, how, seed
         self.method, self.name, self.checkpoint = method_for(model), name, checkpoint
         kind, options = OPTIMISERS[how.optimizer]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = kind(self.parameters, lr=how.learning_rate, weight_decay=how.weight_decay, **options)
         self.state = _State(rate=how.learning_rate)
-        self.best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.best = [p.detach().clone() for p in self.parameters]
         self.belief: Any = None
-        self.starts = list(range(0, len(train), how.window))
-        every = max(1, len(self.starts) // how.evaluations)
-        self.evaluate_at = {min(len(self.starts), every * (i + 1)) for i in range(how.evaluations - 1)}
-        self.evaluate_at.add(len(self.starts))
+        self.windows = -(-len(train) // how.window)
+        every = max(1, self.windows // how.evaluations)
+        self.evaluate_at = {min(self.windows, every * i) for i in range(1, how.evaluations)} | {self.windows}
         self.total = int((train >= 0).sum()) * how.epochs
-        torch.manual_seed(seed)
-        self._stamp = json.dumps([asdict(how), list(train.shape), seed, [list(p.shape) for p in self.parameters]])
+        settings = {k: v for k, v in asdict(how).items() if k != "save_every"}
+        shapes = [list(p.shape) for p in self.parameters]
+        self._stamp = json.dumps([settings, list(train.shape), seed, shapes, stamp])
+        self._random: Tensor | None = None
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
 
     @property
-    def curve(self) -> list[dict[str, float | None]]:
-        """Perplexities at each evaluation: epoch, seconds, train_perplexity, valid_perplexity."""
+    def curve(self) -> Curve:
+        """The learning curve, a point an evaluation."""
         return self.state.curve
 
-    def run(self, report: Callable[[Progress], None] = lambda progress: None) -> Any:
-        """Train to the end; returns the model with its best parameters.
+    @property
+    def seconds(self) -> float:
+        """Spent so far, evaluations included, over all the times the run was resumed."""
+        return self.state.seconds
+
+    @property
+    def rate(self) -> float:
+        """Symbols a second in gradient steps, evaluations left out."""
+        return self.state.tokens / max(self.state.stepping, 1e-9)
+
+    def run(self, report: Callable[[Progress], None] = lambda progress: None, stop: Callable[[], bool] = never) -> None:
+        """Train to the end; the model then has its best parameters.
 
         Args:
             report: called a few times a second with a `Progress`.
+            stop: asked after every window whether to stop.
 
         Raises:
-            StatespanError: the loss is no longer finite; the best parameters so far are kept.
+            StatespanError: the loss is no longer finite; the last good checkpoint is kept.
+            Stopped: `stop` said so; the checkpoint is written.
         """
+        with seeded(self.seed):
+            if self._random is not None:
+                torch.random.set_rng_state(self._random)
+            self._run(report, stop)
+        with torch.no_grad():
+            for parameter, best in zip(self.parameters, self.best, strict=True):
+                parameter.copy_(best)
+        self.model.eval()
+
+    def _run(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
         state, how = self.state, self.how
-        began, last_save, last_report = time.perf_counter() - state.seconds, time.monotonic(), 0.0
+        began, last_save, last_report = time.perf_counter() - state.seconds, time.monotonic(), -math.inf
         while not state.done and state.epoch < how.epochs:
-            if state.position == len(self.starts):
+            if state.position == self.windows:
                 state.epoch, state.position, self.belief = state.epoch + 1, 0, None
                 continue
-            self._step()
+            self.step()
+            due = state.position in self.evaluate_at
+            if due:
+                self._evaluate(time.perf_counter() - began)
             state.seconds = time.perf_counter() - began
-            if state.position in self.evaluate_at:
-                self._evaluate()
+            stopping = stop()
+            if due or stopping or time.monotonic() - last_save > how.save_every:
                 self.save()
                 last_save = time.monotonic()
-            elif time.monotonic() - last_save > how.save_every:
-                self.save()
-                last_save = time.monotonic()
-            if time.monotonic() - last_report > 0.25:
+            if stopping:
+                raise Stopped
+            if time.monotonic() - last_report > REPORT_EVERY:
                 report(self._progress())
                 last_report = time.monotonic()
         report(self._progress())
-        self.model.load_state_dict(self.best)
-        self.model.eval()
-        return self.model
 
     def _progress(self) -> Progress:
         state = self.state
-        last = state.curve[-1] if state.curve else {}
-        train = math.exp(min(state.loss / state.counted, 700.0)) if state.counted else math.nan
-        valid = last.get("valid_perplexity")
-        rate = state.tokens / max(state.seconds, 1e-9)
-        return Progress(state.tokens, self.total, rate, train, math.nan if valid is None else valid)
+        valid = state.curve[-1]["valid_perplexity"] if state.curve else math.nan
+        return Progress(state.tokens, self.total, self.rate, perplexity(state.loss, state.counted), valid)
 
-    def _step(self) -> None:
-        """One window: a gradient step, and the belief carried on."""
-        state, how = self.state, self.how
-        start = self.starts[state.position]
-        words = self.train[start : start + how.window]
-        data = observe(words)
-        self.model.train()
-        trace = run(self.model, self.method, data, self.belief, ("log_prob", "last"))
-        assert trace.log_prob is not None
+    def step(self) -> None:
+        """One window: a gradient step, and the belief carried on.
+
+        Raises:
+            StatespanError: the loss or its gradient is not finite; the parameters are as they were before the step.
+        """
+        state, how, began = self.state, self.how, time.perf_counter()
+        words = self.train[state.position * how.window : (state.position + 1) * how.window]
         count = int((words >= 0).sum())
+        self.model.train()
+        trace = run(self.model, self.method, observe(words), self.belief, ("log_prob", "last"))
+        assert trace.log_prob is not None
         loss = -trace.log_prob.sum() / max(count, 1)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise StatespanError(
-                f"rung {self.name}: the loss became {value} in epoch {state.epoch + 1}, window {state.position + 1} of "
-                f"{len(self.starts)}; the best parameters so far are kept; lower its learning_rate ({state.rate:g})"
-            )
+        self._insist("loss", value)
         if how.schedule == "linear":
-            left = 1 - (state.epoch * len(self.starts) + state.position) / (how.epochs * len(self.starts))
-            self._set_rate(how.learning_rate * left)
+            past = state.epoch * self.windows + state.position
+            self._set_rate(how.learning_rate * (1 - past / (how.epochs * self.windows)))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        if how.clip:
-            nn.utils.clip_grad_norm_(self.parameters, how.clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters, how.clip or math.inf)
+        self._insist("gradient's norm", float(norm))
         self.optimiser.step()
         self.belief = detach(trace.last)
         state.loss, state.counted = state.loss + value * count, state.counted + count
         state.position, state.tokens = state.position + 1, state.tokens + count
+        state.stepping += time.perf_counter() - began
+
+    def _insist(self, what: str, value: float) -> None:
+        """Refuse a number that is not finite, naming rung and step."""
+        if math.isfinite(value):
+            return
+        kept = "there is no checkpoint yet"
+        if self.checkpoint is not None and self.checkpoint.exists():
+            kept = f"the last good checkpoint is {self.checkpoint}"
+        state = self.state
+        raise StatespanError(
+            f"rung {self.name}: the {what} became {value} in epoch {state.epoch + 1}, window {state.position + 1} of "
+            f"{self.windows}; {kept}; lower its learning_rate ({state.rate:g})"
+        )
 
     def _set_rate(self, rate: float) -> None:
         self.state.rate = rate
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, seconds: float) -> None:
         """Perplexity of the validation text; the plateau schedule and early stopping act on it."""
         state, how = self.state, self.how
         self.model.eval()
-        valid = score_stream(self.model, self.valid, self.method).perplexity
+        score = score_stream(self.model, self.valid, self.method)
+        self._insist("validation loss", -score.log_prob)
         state.curve.append(
             {
-                "epoch": state.epoch + state.position / len(self.starts),
-                "seconds": state.seconds,
-                "train_perplexity": math.exp(min(state.loss / max(state.counted, 1), 700.0)),
-                "valid_perplexity": valid,
+                "epoch": state.epoch + state.position / self.windows,
+                "seconds": seconds,
+                "train_perplexity": perplexity(state.loss, state.counted),
+                "valid_perplexity": score.perplexity,
             }
         )
         state.loss, state.counted = 0.0, 0
-        if valid < state.best:
-            state.best, state.stale = valid, 0
-            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        if score.perplexity < state.best:
+            state.best, state.stale = score.perplexity, 0
+            self.best = [p.detach().clone() for p in self.parameters]
             return
         state.stale += 1
         if how.schedule == "plateau":
@@ -334,44 +328,34 @@ class Trainer:
         state.done = bool(how.patience) and state.stale >= how.patience
 
     def save(self) -> None:
-        """Write the state of the run, at once or not at all."""
+        """Write the state of the run, at once or not at all; numbers that are not finite are refused."""
         if self.checkpoint is None:
             return
-        tensors = {f"model.{i}": p.detach() for i, p in enumerate(self.parameters)}
-        for i, p in enumerate(self.parameters):
-            for key, value in self.optimiser.state.get(p, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimiser.{i}.{key}"] = value
-        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        tensors = {}
+        for i, (parameter, best) in enumerate(zip(self.parameters, self.best, strict=True)):
+            self._insist("sum of a parameter", float(parameter.detach().sum()))
+            tensors |= {f"model.{i}": parameter, f"best.{i}": best}
+            kept = self.optimiser.state.get(parameter, {})
+            tensors |= {f"optimiser.{i}.{key}": x for key, x in kept.items() if isinstance(x, Tensor)}
         tensors |= {f"belief.{i}": x for i, x in enumerate(leaves(self.belief))}
         tensors["random"] = torch.random.get_rng_state()
-        header = {"state": json.dumps(asdict(self.state)), "stamp": self._stamp}
-        write_bytes(self.checkpoint, to_bytes({k: v.clone().contiguous() for k, v in tensors.items()}, header))
+        checkpoints.write(self.checkpoint, self._stamp, asdict(self.state), tensors)
 
     def _load(self, path: Path) -> None:
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                meta = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            state = _State(**json.loads(meta["state"]))
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise StatespanError(f"{path}: the checkpoint is cut short or broken ({error}); delete it") from error
-        if meta.get("stamp") != self._stamp:
-            raise StatespanError(f"{path}: the checkpoint is of other settings or another text; delete it or use --out")
-        self.state = state
-        with torch.no_grad():
-            for i, p in enumerate(self.parameters):
-                p.copy_(tensors[f"model.{i}"])
-        for i, p in enumerate(self.parameters):
+        state, tensors = checkpoints.read(path, self._stamp)
+        self.state = _State(**state)
+        self._set_rate(self.state.rate)
+        self._random = tensors["random"]
+        for i, parameter in enumerate(self.parameters):
+            device = parameter.device
+            parameter.data.copy_(tensors[f"model.{i}"])
+            self.best[i] = tensors[f"best.{i}"].to(device)
             prefix = f"optimiser.{i}."
-            kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if kept:
-                self.optimiser.state[p] = kept
-        self._set_rate(state.rate)
-        self.best = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
-        saved = [tensors[f"belief.{i}"] for i in range(sum(k.startswith("belief.") for k in tensors))]
-        if saved:
-            with torch.no_grad():
-                like = run(self.model, self.method, observe(self.train[:1]), None, ("last",)).last
-            self.belief = replace_leaves(like, saved)
-        torch.random.set_rng_state(tensors["random"])
+            kept = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+            if kept:  # a count of steps stays where torch wants it, on the host
+                self.optimiser.state[parameter] = {k: x.to(device) if x.dim() else x for k, x in kept.items()}
+        before = self.train[: self.state.position * self.how.window][-self.how.window :]
+        with torch.no_grad():  # for the belief's form alone, which depends on whether the last window had gaps
+            like = run(self.model, self.method, observe(before), None, ("last",)).last
+        saved = (tensors[f"belief.{i}"].to(x.device) for i, x in enumerate(leaves(like)))
+        self.belief = replace_leaves(like, saved)

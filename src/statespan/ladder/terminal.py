@@ -1,0 +1,112 @@
+"""A run of the ladder as a terminal shows it: bars where there is a screen, a line a row where there is none."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from statespan.ladder.estimate import Estimate
+from statespan.ladder.material import Material
+from statespan.ladder.recipe import Recipe
+from statespan.ladder.records import show_clock, show_count, show_duration, show_perplexity
+from statespan.ladder.workers import Event, Failed, Finished, Moved, Started
+from statespan.language.training import Progress as Training
+
+PLAIN_WIDTH = 110
+"""Columns of a line where the output is no terminal."""
+
+NAME_WIDTH = 31
+BAR_WIDTH = 12
+
+
+def console() -> Console:
+    """Standard output."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def say_text(screen: Console, material: Material) -> None:
+    """What was read."""
+    parts = (material.train, material.valid, material.test)
+    counts = " / ".join(show_count(sum(map(len, part))) for part in parts)
+    tagged = f", {len(material.tags)} tags" if material.tags else ""
+    said = f"{material.name}: {counts} {material.level} to learn from, choose on and test on"
+    screen.print(f"{said}; {len(material.vocabulary):,} different{tagged}", markup=False)
+
+
+def say_time(screen: Console, recipe: Recipe, expected: Estimate, kept: int) -> None:
+    """How long it will take."""
+    count = len(expected.rows)
+    done = f", {kept} more are done" if kept else ""
+    together = f", {recipe.workers} at a time" if min(recipe.workers, count) > 1 else ""
+    rungs = f"{count} rung{'s' if count != 1 else ''} to train{done}{together}"
+    screen.print(f"{rungs}: about {show_duration(expected.total)} on this machine")
+
+
+def line(record: dict[str, Any]) -> str:
+    """A row that is done, in one line."""
+    name, test = record["name"][:NAME_WIDTH], show_perplexity(record["test_perplexity"])
+    return (
+        f"{name:{NAME_WIDTH}s} test perplexity {test:>7s}  "
+        f"{show_count(record['parameters']):>10s} parameters  {show_count(record['tokens_per_second']):>7s} words/s  "
+        f"{show_duration(record['seconds'])}"
+    )
+
+
+def follow(screen: Console, events: Iterable[Event], expected: Estimate) -> None:
+    """Show what happens until it is over.
+
+    Args:
+        screen: where.
+        events: of a run.
+        expected: seconds each row should take; the bar of all rows weighs them by it.
+    """
+    bars = Progress(
+        TextColumn("{task.description}", table_column=Column(width=NAME_WIDTH, no_wrap=True, overflow="ellipsis")),
+        BarColumn(BAR_WIDTH),
+        TextColumn("{task.percentage:3.0f} %"),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", min_width=24)),
+        _Left(),
+        console=screen,
+        disable=not screen.is_terminal,
+    )
+    with bars:
+        whole = bars.add_task("all", total=sum(expected.rows.values()), note="")
+        tasks: dict[str, Any] = {}
+        done: dict[str, float] = {}
+        for event in events:
+            match event:
+                case Started(name):
+                    tasks[name] = bars.add_task(name, total=1.0, note="")
+                case Moved(name, progress):
+                    share = min(progress.tokens / max(progress.total, 1), 1.0)
+                    done[name] = share * expected.rows[name]
+                    bars.update(tasks[name], completed=share, note=_note(progress))
+                case Finished(name) | Failed(name):
+                    done[name] = expected.rows[name]
+                    if name in tasks:
+                        bars.remove_task(tasks[name])
+                    told = line(event.record) if isinstance(event, Finished) else f"{name}: not finished: {event.why}"
+                    screen.print(told, markup=False, soft_wrap=True)
+            bars.update(whole, completed=sum(done.values()))
+
+
+def _note(progress: Training) -> str:
+    """Speed and perplexity."""
+    known = progress.valid == progress.valid
+    value = show_perplexity(progress.valid if known else progress.train)
+    return f"{show_count(progress.rate)} words/s  {'dev' if known else 'train'} {value}"
+
+
+class _Left(ProgressColumn):
+    """Time left, from the speed so far."""
+
+    def render(self, task: Task) -> Text:
+        """What is left of one bar."""
+        left = None
+        if task.total and task.completed and task.elapsed:
+            left = task.elapsed * (task.total / task.completed - 1)
+        return Text(f"{show_clock(left, '?'):>5s} left", style="cyan")

@@ -1,0 +1,250 @@
+"""Rows trained in worker processes, one thread each; the parent hands them out and hears how they go.
+
+Each worker has a pipe of its own. A worker that dies closes it, so the row that it had is known to have failed; a
+parent that dies closes it too, and the worker stops at its next window with its checkpoint written.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from statespan.errors import StatespanError
+from statespan.files import write_bytes
+from statespan.ladder import row
+from statespan.ladder.material import fetch
+from statespan.ladder.recipe import Entry, Recipe, stamp
+from statespan.language.training import Progress, Stopped
+
+RECORD = "record.json"
+ERROR = "error.txt"
+
+PATIENCE = 30.0
+"""Seconds that workers get to finish their window and write their checkpoint when a run is stopped."""
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class Started(NamedTuple):
+    """A worker took a row."""
+
+    name: str
+
+
+class Moved(NamedTuple):
+    """A row went on."""
+
+    name: str
+    progress: Progress
+
+
+class Finished(NamedTuple):
+    """A row is done, its record written."""
+
+    name: str
+    record: dict[str, Any]
+
+
+class Failed(NamedTuple):
+    """A row could not be done; why, in one line."""
+
+    name: str
+    why: str
+
+
+Event = Started | Moved | Finished | Failed
+
+
+def folder_of(out: Path, entry: Entry) -> Path:
+    """Where a row's model, checkpoints and record lie."""
+    return out / entry.name.replace("/", "-").replace(" ", "-").replace(",", "")
+
+
+def finished(out: Path, entry: Entry, recipe: Recipe, digest: str) -> dict[str, Any] | None:
+    """The record of a row that is done, if it was done with these settings on this text."""
+    folder = folder_of(out, entry)
+    try:
+        kept = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        same = kept["stamp"] == stamp(entry, recipe, digest) and (folder / row.MODEL).is_file()
+        return kept["record"] if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def forget(out: Path, entry: Entry) -> None:
+    """Remove what is left of an earlier run of a row."""
+    for name in (RECORD, ERROR, *row.CHECKPOINTS):
+        (folder_of(out, entry) / name).unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------- a worker
+
+
+class _Worker:
+    """The child's side: trains the rows that come down the pipe until None comes, or the pipe closes."""
+
+    def __init__(self, pipe: Connection, source: Path, out: Path, recipe: Recipe):
+        self.pipe, self.out, self.recipe = pipe, out, recipe
+        self.material = fetch(source)
+        self.digest = self.material.digest
+        self.stopping = False
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+        signal.signal(signal.SIGTERM, lambda number, frame: self.stop())
+        torch.set_num_threads(1)
+
+    def stop(self) -> None:
+        """Stop at the next window."""
+        self.stopping = True
+
+    def say(self, event: Event) -> None:
+        """Tell the parent; where there is none any more, stop."""
+        try:
+            self.pipe.send(event)
+        except OSError:
+            self.stop()
+
+    def serve(self) -> None:
+        """Train what comes."""
+        with contextlib.suppress(EOFError, OSError):
+            while not self.stopping and (entry := self.pipe.recv()) is not None:
+                self.say(Started(entry.name))
+                with contextlib.suppress(Stopped):
+                    self.say(self.train(entry))
+
+    def train(self, entry: Entry) -> Event:
+        """One row, and what became of it."""
+        folder = folder_of(self.out, entry)
+        try:
+            mark = stamp(entry, self.recipe, self.digest)
+            told = lambda progress: self.say(Moved(entry.name, progress))  # noqa: E731
+            record = row.train(entry, self.material, self.recipe.seed, folder, mark, told, lambda: self.stopping)
+            write_bytes(folder / RECORD, json.dumps({"stamp": mark, "record": record}).encode())
+            for name in row.CHECKPOINTS:
+                (folder / name).unlink(missing_ok=True)
+            return Finished(entry.name, record)
+        except StatespanError as error:
+            return Failed(entry.name, " ".join(str(error).split()))
+        except Stopped:
+            raise
+        except Exception as error:
+            where = folder / ERROR
+            with contextlib.suppress(StatespanError):
+                write_bytes(where, traceback.format_exc().encode())
+            line = " ".join(str(error).split())[:200]
+            return Failed(entry.name, f"rung {entry.name}: {type(error).__name__}: {line}; the traceback is in {where}")
+
+
+def _work(pipe: Connection, source: Path, out: Path, recipe: Recipe) -> None:
+    """What a worker process runs."""
+    _Worker(pipe, source, out, recipe).serve()
+
+
+# -------------------------------------------------------------------------------------------- the parent
+
+
+class _Hand:
+    """The parent's side of a worker: its process, its pipe, and the row that it has."""
+
+    def __init__(self, source: Path, out: Path, recipe: Recipe):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, source, out, recipe), daemon=True)
+        with _one_thread():
+            self.process.start()
+        theirs.close()
+        self.entry: Entry | None = None
+
+    def give(self, entry: Entry | None) -> None:
+        """Hand over a row, or None for no more."""
+        self.entry = entry
+        with contextlib.suppress(OSError):  # it died just now; hearing from it will tell
+            self.pipe.send(entry)
+
+    def hear(self) -> Event:
+        """What it says next; that it died counts as failing its row."""
+        assert self.entry is not None
+        try:
+            event: Event = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode
+            why = "most likely out of memory; lower workers" if code == -signal.SIGKILL else f"exit code {code}"
+            return Failed(self.entry.name, f"rung {self.entry.name}: its process ended before it was done ({why})")
+        return event
+
+
+def execute(
+    recipe: Recipe, entries: Sequence[Entry], source: Path, out: Path, seconds: dict[str, float]
+) -> Generator[Event]:
+    """Train rows in worker processes, the longest first; yields what happens until all are done or have failed.
+
+    Closing the iterator (or an exception where it is used, as by Ctrl-C) stops the workers, which write their
+    checkpoints first.
+
+    Args:
+        recipe: the recipe.
+        entries: the rows to train.
+        source: what `material.store` wrote.
+        out: the run's folder.
+        seconds: how long each row should take, by name.
+    """
+    waiting = deque(sorted(entries, key=lambda entry: -seconds.get(entry.name, 0.0)))
+    hands: list[_Hand] = []
+    try:
+        while waiting or hands:
+            while waiting and len(hands) < recipe.workers:
+                hands.append(_Hand(source, out, recipe))
+                hands[-1].give(waiting.popleft())
+            heard = wait([hand.pipe for hand in hands])
+            for hand in [hand for hand in hands if hand.pipe in heard]:
+                event = hand.hear()
+                yield event
+                if isinstance(event, Started | Moved):
+                    continue
+                hand.give(waiting.popleft() if waiting and hand.process.is_alive() else None)
+                if hand.entry is None:
+                    hands.remove(hand)
+                    hand.process.join()
+                    hand.pipe.close()
+    finally:
+        _stop(hands)
+
+
+def _stop(hands: list[_Hand]) -> None:
+    """Ask workers to stop, wait for their checkpoints, and leave none behind."""
+    try:
+        for hand in hands:
+            hand.process.terminate()
+            hand.pipe.close()
+        end = time.monotonic() + PATIENCE
+        for hand in hands:
+            hand.process.join(max(end - time.monotonic(), 0.0))
+    finally:
+        for hand in hands:
+            hand.process.kill()
+            hand.process.join()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Environment in which a new process starts its libraries with one thread."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
