@@ -50,9 +50,14 @@ class StateSpace(Part):
         super().__init__()
         self.initial, self.transition, self.emission = initial, transition, emission
 
+    @property
+    def parts(self) -> tuple[Any, Any, Any]:
+        """The initial, the transition and the emission."""
+        return self.initial, self.transition, self.emission
+
     def recipe(self) -> tuple[tuple, dict[str, Any]]:
         """The three parts as they are now."""
-        return (self.initial, self.transition, self.emission), {}
+        return self.parts, {}
 
     def log_prob(
         self,

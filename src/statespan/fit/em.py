@@ -1,41 +1,59 @@
 """Expectation maximisation."""
 
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from statespan.errors import StatespanError
-from statespan.fit.fitting import Fitter
+from statespan.fit.fitting import Fitter, restart
 from statespan.method import Prepared, run, total
 from statespan.methods import Forward, check
 from statespan.methods.forward import expectations
 from statespan.sequences import Sequences
-from statespan.tree import Tree, leaves, replace_leaves
+from statespan.tree import Tree, leaves, replace_leaves, tree_map
+
+
+class Statistics(NamedTuple):
+    """Expected statistics of the three parts, in their own forms; None where a part has no closed form."""
+
+    initial: Tree
+    transition: Tree
+    emission: Tree
+
 
 SMALLEST_GROUP = 8192
 """Symbols below which sequences of unlike length stay together."""
 
 
+def closed_parts(model: Any) -> list[nn.Module]:
+    """The parts whose M-step has a closed form: they know one, and share no parameter with another part."""
+    users = Counter(id(p) for part in model.parts for p in part.parameters())
+    return [
+        part for part in model.parts if hasattr(part, "maximize") and all(users[id(p)] == 1 for p in part.parameters())
+    ]
+
+
 def closed_form(model: Any) -> bool:
     """Whether every part has a closed-form M-step."""
-    return all(hasattr(part, "maximize") for part in (model.initial, model.transition, model.emission))
+    return len(closed_parts(model)) == len(model.parts)
 
 
 class EM(Fitter):
     r"""Baum-Welch: expected counts by one backward pass through the likelihood, then each part's closed form.
 
-    A part without a closed form (a fed transition) takes gradient steps on the log-likelihood instead, whose gradient
-    at the current parameters is that of the expected complete log-likelihood (Fisher's identity); that is
-    generalised EM.
+    A part without a closed form (a fed transition), or whose parameters another part uses too (a tied embedding), takes
+    gradient steps on the log-likelihood instead, whose gradient at the current parameters is that of the expected
+    complete log-likelihood (Fisher's identity); that is generalised EM.
 
     Args:
         iterations: at most this many.
         tolerance: stop when the log-likelihood of an observation rises by less than this; 0 never stops.
         batch: how many sequences the E-step takes at once.
         prior: pseudo-statistics of the initial state, the transition and the emission, each added to the expected
-            ones (for counts, Dirichlet(1 + prior)); a single number is added to every count.
+            ones (for counts, Dirichlet(1 + prior)); a single number is added to every count, and to nothing else.
         steps: gradient steps an iteration on parts without a closed form.
         learning_rate: of those steps (Adam).
         callback: called after each iteration with its number, from 1, and the log-likelihood before its M-step.
@@ -71,68 +89,66 @@ class EM(Fitter):
     def __call__(self, model: Any, data: Sequences, start: bool = False) -> float:
         """Fit in place; the log-likelihood at the last E-step."""
         check(Forward(), model)
-        if start and hasattr(model.emission, "begin"):
-            _restart(model, data)
-        return self.fit_batches(model, _batches(data, self.batch))
+        if start:
+            restart(model, data)
+        return self.fit_batches(model, *_batches(data, self.batch))
 
-    def fit_batches(self, model: Any, batches: list[Sequences]) -> float:
-        """Fit in place to sequences already in batches; the log-likelihood at the last E-step."""
-        method = Forward()
-        free = [part for part in (model.initial, model.transition, model.emission) if not hasattr(part, "maximize")]
-        observations = sum(_observations(b) for b in batches)
-        optimiser = None
-        if free:
-            shared = {id(p) for part in (model.initial, model.emission) if part not in free for p in part.parameters()}
-            parameters = [p for part in free for p in part.parameters() if id(p) not in shared]
-            optimiser = torch.optim.Adam(parameters, self.learning_rate)
+    def fit_batches(self, model: Any, batches: list[Sequences], names: list[Tensor] | None = None) -> float:
+        """Fit in place to sequences already in batches; the log-likelihood at the last E-step.
+
+        Args:
+            model: a finite state space.
+            batches: the sequences.
+            names: what each sequence of each batch is called in an error; None numbers them within their batch.
+        """
+        method, closed = Forward(), closed_parts(model)
+        free = {p for part in model.parts if part not in closed for p in part.parameters() if p.requires_grad}
+        count = sum(observations(b) for b in batches)
+        optimiser = torch.optim.Adam([p for p in model.parameters() if p in free], self.learning_rate) if free else None
         self.history = []
         for _ in range(self.iterations):
-            likelihood, stats = self.expect(model, method, batches)
+            likelihood, stats = self.expect(model, method, batches, names)
             self.history.append(likelihood)
             self.maximize(model, stats)
             if self.callback is not None:
                 self.callback(len(self.history), likelihood)
             if optimiser is not None:
                 self._climb(model, method, batches, optimiser)
-            if (
-                len(self.history) > 1
-                and likelihood - self.history[-2] < self.tolerance * observations
-                and self.tolerance
-            ):
+            if len(self.history) > 1 and likelihood - self.history[-2] < self.tolerance * count and self.tolerance:
                 break
         return self.history[-1]
 
-    def expect(self, model: Any, method: Forward, batches: list[Sequences]) -> tuple[float, Tree]:
+    def expect(
+        self, model: Any, method: Forward, batches: list[Sequences], names: list[Tensor] | None = None
+    ) -> tuple[float, Statistics]:
         """The E-step: the log-likelihood, and sums of statistics over all batches."""
-        likelihood, stats = 0.0, None
+        likelihood, stats, closed = 0.0, None, closed_parts(model)
         with torch.no_grad():
             constants = method.constants(model)
-        for data in batches:
+        for data, name in zip(batches, names or [None] * len(batches), strict=True):
             with torch.no_grad():
                 prepared = Prepared(*method.prepare(model, constants, data), data.lengths)
             posterior, counts, log_prob = expectations(model, method, prepared, None, data.shape)
-            likelihood += float(total(log_prob))
+            likelihood += float(total(log_prob, name))
             observed, weights = data.observed, posterior
             if observed is not None:
                 there = observed if observed.dim() == 2 else observed.any(-1)
                 weights = torch.where(there[..., None], posterior, 0.0)
-            emission = None
-            if hasattr(model.emission, "maximize") and data.y is not None:
-                emission = model.emission.statistics(data.y, weights, observed)
-            new = (posterior[0].sum(0), counts, emission)
+            new = Statistics(
+                posterior[0].sum(0) if model.initial in closed else None,
+                model.transition.statistics(counts) if model.transition in closed else None,
+                model.emission.statistics(data.y, weights, observed) if model.emission in closed else None,
+            )
             stats = new if stats is None else add(stats, new)
+        assert stats is not None
         return likelihood, stats
 
     @torch.no_grad()
-    def maximize(self, model: Any, stats: Tree) -> None:
+    def maximize(self, model: Any, stats: Statistics) -> None:
         """The M-step of every part that has a closed form."""
-        first, counts, emission = stats
-        if hasattr(model.initial, "maximize"):
-            model.initial.maximize(first + self.prior[0])
-        if hasattr(model.transition, "maximize"):
-            model.transition.maximize(leaves(counts)[0] + self.prior[1])
-        if emission is not None:
-            model.emission.maximize(emission + self.prior[2] if isinstance(emission, Tensor) else emission)
+        for part, sums, prior in zip(model.parts, stats, self.prior, strict=True):
+            if sums is not None:
+                part.maximize(_with_prior(sums, prior))
 
     def _climb(self, model: Any, method: Forward, batches: list[Sequences], optimiser: torch.optim.Optimizer) -> None:
         for _ in range(self.steps):
@@ -146,21 +162,17 @@ class EM(Fitter):
 
 def add(a: Tree, b: Tree) -> Tree:
     """Add two trees of sums."""
-    if a is None:
-        return None
     return replace_leaves(a, [x + y for x, y in zip(leaves(a), leaves(b), strict=True)])
 
 
-def _restart(model: Any, data: Sequences) -> None:
-    """New random tables, and an emission begun from the data."""
-    with torch.no_grad():
-        for part in (model.initial, model.transition):
-            for parameter in part.parameters():
-                nn.init.normal_(parameter)
-    model.emission.begin(data.y, data.present)
+def _with_prior(sums: Tree, prior: Any) -> Tree:
+    """Add pseudo-statistics; a bare number is a pseudo-count, and sums that are no counts have none."""
+    if isinstance(prior, (int, float)):
+        return sums + prior if isinstance(sums, Tensor) else sums
+    return add(sums, prior)
 
 
-def _observations(data: Sequences) -> int:
+def observations(data: Sequences) -> int:
     """How many steps are there."""
     present = data.present
     if present is None:
@@ -168,11 +180,12 @@ def _observations(data: Sequences) -> int:
     return int((present if present.dim() == 2 else present.any(-1)).sum())
 
 
-def _batches(data: Sequences, size: int) -> list[Sequences]:
-    """Sequences of like length together, at most `size` at once, so that little is padding."""
-    length, batch = data.shape
+def _batches(data: Sequences, size: int) -> tuple[list[Sequences], list[Tensor]]:
+    """Sequences of like length together, at most `size` at once, so that little is padding; and which they are."""
+    batch = data.shape[1]
     if data.lengths is None:
-        return [data] if batch <= size else [_take(data, index) for index in torch.arange(batch).split(size)]
+        names = list(torch.arange(batch, device=data.device).split(size))
+        return ([data] if len(names) == 1 else [take(data, index) for index in names]), names
     lengths, order = data.lengths.sort(descending=True, stable=True)
     groups, start, steps = [], 0, lengths.tolist()
     for i in range(1, batch + 1):
@@ -180,16 +193,15 @@ def _batches(data: Sequences, size: int) -> list[Sequences]:
         # A new group pays its own overhead: it begins where the padding it saves is worth more.
         short = i < batch and steps[i] < 0.8 * steps[start] and (i - start) * steps[start] > SMALLEST_GROUP
         if i == batch or full or short:
-            groups.append(_take(data, order[start:i]))
+            groups.append(order[start:i])
             start = i
-    return groups
+    return [take(data, index) for index in groups], groups
 
 
-def _take(data: Sequences, index: Tensor) -> Sequences:
+def take(data: Sequences, index: Tensor) -> Sequences:
     """The sequences of `index`, cut to the longest of them."""
     longest = data.shape[0] if data.lengths is None else int(data.lengths[index].max())
-    cut = lambda x: None if x is None else x[:longest, index]  # noqa: E731
     lengths = None if data.lengths is None else data.lengths[index]
     if lengths is not None and bool((lengths == longest).all()):
         lengths = None
-    return Sequences(cut(data.y), cut(data.u), cut(data.observed), lengths, cut(data.states))
+    return tree_map(lambda x: x[:longest, index], data._replace(lengths=None))._replace(lengths=lengths)

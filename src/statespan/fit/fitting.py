@@ -6,7 +6,10 @@ import copy
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
+
 from statespan.errors import StatespanError
+from statespan.files import describe, make
 from statespan.part import seeded
 from statespan.sequences import Sequences
 
@@ -22,11 +25,7 @@ class Fitter(ABC):
 
 
 def fit(model: Any, data: Sequences, by: Fitter | None, restarts: int, seed: int | None) -> Any:
-    """Fit by `by`, from `restarts` starts, keeping the best.
-
-    The first start is the model as it is; the others, and the first of several, start from the data where the
-    emission knows how.
-    """
+    """Fit by `by`, keeping the best of `restarts` starts: the model as it is, then `restart` for each other."""
     from statespan.fit.em import EM, closed_form
     from statespan.fit.sgd import SGD
 
@@ -40,7 +39,7 @@ def fit(model: Any, data: Sequences, by: Fitter | None, restarts: int, seed: int
         for attempt in range(restarts):
             if original is not None:
                 model.load_state_dict(original)
-            value = by(model, data, start=restarts > 1 and attempt > 0)
+            value = by(model, data, start=attempt > 0)
             if value > best or state is None:
                 best, history = value, by.history
                 state = copy.deepcopy(model.state_dict()) if restarts > 1 else {}
@@ -48,3 +47,17 @@ def fit(model: Any, data: Sequences, by: Fitter | None, restarts: int, seed: int
         model.load_state_dict(state)
     by.history = history
     return model
+
+
+@torch.no_grad()
+def restart(model: Any, data: Sequences) -> None:
+    """New random values, as if the model were made again, then what its parts can begin from the data.
+
+    A zero of a table (an infinite logit) stays: it is structure.
+    """
+    fresh = dict(make(describe(model)).named_parameters(remove_duplicate=False))
+    for name, parameter in model.named_parameters():
+        parameter.copy_(torch.where(parameter.isinf(), parameter, fresh[name].to(parameter)))
+    for part in model.parts:
+        if hasattr(part, "begin"):
+            part.begin(data.y, data.present)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from statespan.errors import StatespanError
-from statespan.fit.em import _observations, _take
-from statespan.fit.fitting import Fitter
+from statespan.fit.em import observations, take
+from statespan.fit.fitting import Fitter, restart
 from statespan.method import run, total
 from statespan.methods import method_for
 from statespan.sequences import Sequences
@@ -55,8 +55,8 @@ class SGD(Fitter):
     def __call__(self, model: Any, data: Sequences, start: bool = False) -> float:
         """Fit in place; the log-likelihood of the last pass."""
         method = method_for(model)
-        if start and hasattr(model.emission, "begin"):
-            model.emission.begin(data.y, data.present)
+        if start:
+            restart(model, data)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimiser = self.optimizer(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, **self.options)
         count = data.shape[1]
@@ -66,12 +66,12 @@ class SGD(Fitter):
         for epoch in range(self.epochs):
             likelihood = 0.0
             for index in torch.randperm(count).split(size):
-                part = data if size == count else _take(data, index)
+                part = data if size == count else take(data, index)
                 log_prob = run(model, method, part).log_prob
                 assert log_prob is not None
-                value = total(log_prob)
+                value = total(log_prob, index)
                 optimiser.zero_grad()
-                (-value / max(_observations(part), 1)).backward()
+                (-value / max(observations(part), 1)).backward()
                 if self.clip is not None:
                     torch.nn.utils.clip_grad_norm_(parameters, self.clip)
                 if not bool(value.isfinite()):

@@ -66,6 +66,10 @@ class Dense(Part, FiniteTransition, Generative):
         """Make `probs` (K, K) the matrix."""
         self.logits.copy_(probs.log())
 
+    def statistics(self, counts: Shared) -> Tensor:
+        """Expected counts of moves, (K, K), from a tree like the tables."""
+        return counts.value
+
     @torch.no_grad()
     def maximize(self, counts: Tensor) -> None:
         """Closed-form M-step from expected counts (K, K); a state never left keeps its row."""
