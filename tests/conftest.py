@@ -14,7 +14,7 @@ CHECKED = [
 ]
 
 # Before the first import of statespan. The kernels stay as they are: Numba compiles functions, not their wrappers.
-install_import_hook(CHECKED, "beartype.beartype")
+install_import_hook(CHECKED, "typecheck.check")
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,7 @@ class SGD(Fitter):
                     torch.nn.utils.clip_grad_norm_(parameters, self.clip)
                 if not bool(value.isfinite()):
                     raise StatespanError(
-                        f"SGD: the log-likelihood became {float(value)} in epoch {epoch}; lower the learning rate"
+                        f"SGD: the log-likelihood became {float(value.detach())} in epoch {epoch}; lower the learning rate"
                     )
                 optimiser.step()
                 likelihood += float(value.detach())
