@@ -169,7 +169,8 @@ class Nonlinear(Part, LinearMove):
 
     def __init__(self, width: int, fed: bool = False, activation: str = "sigmoid"):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(width, width) / width**0.5)
+        # Unfed, it multiplies a distribution or a product with an embedding, whose entries are small: W starts larger.
+        self.weight = nn.Parameter(torch.randn(width, width) * (1 / width**0.5 if fed else 2.0))
         self.bias = nn.Parameter(torch.zeros(width))
         self.input = nn.Linear(width, width, bias=False) if fed else None
         self.fed = fed
