@@ -128,6 +128,8 @@ def linear_gaussian(
     q, r = _matrix(state_noise, "state_noise"), _matrix(observation_noise, "observation_noise")
     p = _matrix(initial_covariance, "initial_covariance")
     m = None if initial_mean is None else torch.as_tensor(initial_mean, dtype=torch.float64)
+    if m is not None and m.dim() != 1:
+        raise StatespanError(f"linear_gaussian(initial_mean=) has {m.dim()} dimensions; give a vector")
     states = {
         "state=": state,
         "dynamics": None if a is None else len(a),

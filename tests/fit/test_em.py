@@ -1,5 +1,6 @@
 """EM against hmmlearn step by step, and what holds of it whatever the data."""
 
+import itertools
 import math
 
 import numpy as np
@@ -19,7 +20,7 @@ def double(rows: list) -> torch.Tensor:
 
 
 def rises(history: list[float], slack: float = 1e-9) -> bool:
-    return all(b >= a - slack for a, b in zip(history, history[1:], strict=False))
+    return all(b >= a - slack for a, b in itertools.pairwise(history))
 
 
 def symbols(n: int = 5) -> list[torch.Tensor]:

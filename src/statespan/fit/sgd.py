@@ -75,8 +75,9 @@ class SGD(Fitter):
                 if self.clip is not None:
                     torch.nn.utils.clip_grad_norm_(parameters, self.clip)
                 if not bool(value.isfinite()):
+                    now = float(value.detach())
                     raise StatespanError(
-                        f"SGD: the log-likelihood became {float(value.detach())} in epoch {epoch}; lower the learning rate"
+                        f"SGD: the log-likelihood became {now} in epoch {epoch}; lower the learning rate"
                     )
                 optimiser.step()
                 likelihood += float(value.detach())

@@ -27,6 +27,11 @@ class Observation(NamedTuple):
     count: Tree
 
 
+def _rounding(root: Tensor) -> float:
+    """Singular values of (..., D, D) below this share of the largest are rounding."""
+    return 10 * root.shape[-1] * torch.finfo(root.dtype).eps
+
+
 class Kalman(Method):
     r"""The Kalman filter and the Rauch-Tung-Striebel smoother, on square roots of covariances.
 
@@ -106,7 +111,7 @@ class Kalman(Method):
         belief, later = belief.state, later.state
         moved, noise = move.matrix @ belief.scale, move.scale.expand(len(belief.mean), -1, -1)
         # A direction without variance has no inverse; nothing is to be learnt along it either.
-        inverse = torch.linalg.pinv(lower(torch.cat([moved, noise], -1)))
+        inverse = torch.linalg.pinv(lower(torch.cat([moved, noise], -1)), rtol=_rounding(moved))
         gain = belief.scale @ moved.mT @ inverse.mT @ inverse
         ahead = belief.mean @ move.matrix.mT + move.offset
         mean = belief.mean + (gain @ (later.mean - ahead)[..., None])[..., 0]
@@ -127,7 +132,7 @@ class Kalman(Method):
             return expected
         residual = torch.where(there, data.y - expected, 0.0)
         noise = torch.where(there[..., None], emission.scale, 0.0)  # (T, B, E, E), a root of the noise that was seen
-        source = torch.linalg.pinv(noise) @ residual[..., None]
+        source = torch.linalg.pinv(noise, rtol=_rounding(noise)) @ residual[..., None]
         return expected + (emission.scale @ source)[..., 0]
 
     def decode(self, model: Any, constants: Tree, data: Sequences, k: int) -> tuple[Tensor, None]:

@@ -12,8 +12,9 @@ from statespan.tree import Tree
 def factor(covariance: Tensor) -> Tensor:
     """A lower triangular square root of a covariance that may be singular: (..., D, D)."""
     values, vectors = torch.linalg.eigh(covariance)
-    root = vectors * values.clamp_min(0).sqrt()[..., None, :]
-    return lower(root)
+    # What rounding leaves of a zero eigenvalue would have a root of the square root of rounding.
+    least = values[..., -1:] * (values.shape[-1] * torch.finfo(values.dtype).eps)
+    return lower(vectors * torch.where(values > least, values, 0.0).sqrt()[..., None, :])
 
 
 def lower(root: Tensor) -> Tensor:
