@@ -243,7 +243,7 @@ def switch() -> None:
     print("Forward and backward, lanes and BLAS")
     for dtype in (torch.float32, torch.float64):
         for B, T in ((1, 500), (32, 35), (1000, 50)):
-            for K in (8, 16, 32, 48, 64, 96, 128):
+            for K in (8, 16, 32, 64, 96, 128, 192, 256, 384):
                 torch.manual_seed(0)
                 values = (torch.rand(B, K), torch.rand(K, K).softmax(1), torch.rand(T, B, K))
                 values = tuple(x.to(dtype).requires_grad_() for x in values)
@@ -262,7 +262,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sections", nargs="*", default=["lm", "estep", "softmax", "viterbi"])
     parser.add_argument("--states", type=int, nargs="*")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     for section in options.sections:
         if section == "lm":
             lm(options.states or [128, 512])

@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from statespan.kernels.linear_cross_entropy import linear_log_softmax_gather
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def two_threads():
     """Other tests use one thread; here several are part of what is tested."""
     before = torch.get_num_threads()
@@ -33,6 +33,7 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) ->
     return linear(hidden, weight, bias).log_softmax(-1).gather(-1, index[:, None])[:, 0]
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (20, 6, 8), (33, 12, 50), (130, 20, 3001)])
@@ -88,6 +89,7 @@ def test_nothing_to_score() -> None:
     assert torch.autograd.grad(value.sum(), weight)[0].eq(0).all()
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_two_callers_at_once() -> None:
     hidden, weight, bias, index = example(300, 20, 1000, torch.float64, True)
     assert bias is not None

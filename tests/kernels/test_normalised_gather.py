@@ -12,7 +12,7 @@ from statespan.kernels.normalised_gather import column_logsumexp, gather_log_sof
 RELATIVE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def two_threads():
     """Other tests use one thread; here several are part of what is tested."""
     before = torch.get_num_threads()
@@ -28,6 +28,7 @@ def example(V: int, K: int, N: int, dtype: torch.dtype, biased: bool) -> tuple[T
     return weight, bias, torch.randint(0, V, (N,), generator=generator)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (40, 8), (37, 17), (1000, 4), (3000, 70)])
@@ -89,6 +90,7 @@ def test_the_exponential_is_accurate_everywhere(dtype: torch.dtype) -> None:
     assert error < (2e-7 if dtype == torch.float32 else 5e-16)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_two_callers_at_once() -> None:
     weight, bias, index = example(2000, 40, 500, torch.float64, True)
 

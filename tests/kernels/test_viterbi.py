@@ -11,7 +11,7 @@ from torch import Tensor
 from statespan.kernels.viterbi import max_product
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def two_threads():
     """Other tests use one thread; here several are part of what is tested."""
     before = torch.get_num_threads()
@@ -125,6 +125,7 @@ def test_nothing_is_possible() -> None:
     assert score.eq(-math.inf).all() and (path >= 0).all() and (path < 4).all()
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_spread_over_threads_and_two_callers_at_once() -> None:
     arguments = example(12, 150, 12, torch.float64, True)
     expected = plain(*arguments)

@@ -22,7 +22,7 @@ from torch import Tensor
 from . import lanes as shared
 
 #: Up to this many states sequences lie across lanes, above BLAS takes over (measured: benchmarks/kernels.py).
-LANES = 64
+LANES = 128
 #: At most so many rows wait before they are added to the table's gradient by one product.
 ROWS = 1024
 #: With fewer multiplications than this one thread does it all.
