@@ -64,7 +64,7 @@ def decode(model: Any, data: Sequences, layout: Layout, k: int | None, method: M
     """Likeliest paths; with k, the k best and their joint log-probabilities."""
     method = choose(model, method)
     with torch.no_grad():
-        path, score = method.decode(model, method.constants(model), data, k or 1)
+        path, score = method.decode(model, method.constants(model), data, 1 if k is None else k)
     if k is None:
         return layout.paths(path[:, :, 0])
     return layout.paths(path), None if score is None else layout.each(score)

@@ -111,7 +111,7 @@ class Categorical(Part, FiniteEmission, Generative):
 
     def forward(self, z: Tensor, u: Tree = None) -> CategoricalDistribution:
         """The distribution of y given states z."""
-        return CategoricalDistribution(probs=self.probs[z], validate_args=False)
+        return CategoricalDistribution(logits=self.table.log_probs().T[z], validate_args=False)
 
     @torch.no_grad()
     def set_probs(self, probs: Tensor) -> None:
