@@ -33,8 +33,10 @@ def generate(path: str, prompt: str, length: int, temperature: float, seed: int 
     Raises:
         StatespanError: the model was not saved with a vocabulary, or a number that cannot be.
     """
-    if not temperature > 0 or length < 1:
-        raise StatespanError(f"generate: temperature {temperature} must be positive, and length {length} at least 1")
+    if not temperature > 0:
+        raise StatespanError(f"temperature = {temperature} must be positive")
+    if length < 1:
+        raise StatespanError(f"length = {length} must be at least 1")
     model, extra = load_with_extra(path)
     if "vocabulary" not in extra:
         raise StatespanError(f"{path}: this model has no vocabulary; give the model.safetensors of a ladder run")

@@ -108,8 +108,9 @@ def _files(text: Text, folder: Path) -> Corpus:
 
 
 def _path(folder: Path, name: str) -> Path:
-    path = folder / Path(name).expanduser()
-    if not path.exists():
+    given = Path(name).expanduser()
+    path = folder / given
+    if not path.exists() and not given.is_absolute():
         raise StatespanError(f"{path}: there is no such file; say where the text lies with --data, or mend [text]")
     return path
 

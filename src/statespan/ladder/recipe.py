@@ -108,7 +108,10 @@ class Entry:
         rung = find(self.rung)
         _insist(
             (self.trainer in TRAINERS, f"trainer = {self.trainer!r} must be one of {'; '.join(TRAINERS)}"),
-            (not self.by_em or rung.exact, f"trainer = {self.trainer!r} needs an exact rung, and {self.rung} is not"),
+            (
+                not self.by_em or rung.exact,
+                f"trainer = {self.trainer!r} needs an exact rung; {self.rung} is none, set 'SGD'",
+            ),
             (self.width >= 0, f"width = {self.width} must be 0 or more"),
             (self.parameters >= 0, f"parameters = {self.parameters} must be 0 or more"),
             (self.width + self.parameters > 0, "neither width nor parameters is given; set one in [model]"),
@@ -185,9 +188,9 @@ class _Run:
     rungs: tuple[str, ...] = ()
 
 
-_TRAINING = tuple(f.name for f in fields(Training))
-_MODEL = tuple(f.name for f in fields(Entry) if f.name not in ("name", "rung", "trainer", "how"))
-_ROW = ("rung", "trainer", *_MODEL, *_TRAINING)
+_TRAINING = get_type_hints(Training)
+_MODEL = {k: kind for k, kind in get_type_hints(Entry).items() if k not in ("name", "rung", "trainer", "how")}
+_ROW = {"rung": str, "trainer": str, **_MODEL, **_TRAINING}
 
 
 def read(path: str | Path) -> Recipe:
@@ -220,30 +223,28 @@ def _recipe(raw: dict[str, Any], stem: str) -> Recipe:
     """The recipe of a file's tables; errors name the table."""
     _known("", raw, ("run", "text", "model", "training", "rungs"))
     tables = {name: _table(name, raw.get(name, {})) for name in ("run", "text", "model", "training", "rungs")}
-    run = _fill("[run]", _Run, tables["run"])
-    text = _fill("[text]", Text, tables["text"])
-    model, training = tables["model"], tables["training"]
-    _known("[model]", model, _MODEL)
-    base = _fill("[training]", Training, training)
+    run = _make("[run]", _Run, _typed("[run]", tables["run"], get_type_hints(_Run)))
+    text = _make("[text]", Text, _typed("[text]", tables["text"], get_type_hints(Text)))
+    model = _typed("[model]", tables["model"], _MODEL)
+    training = _typed("[training]", tables["training"], _TRAINING)
+    base = _make("[training]", Training, training)
     own = {name: _table(f'rungs."{name}"', table) for name, table in tables["rungs"].items()}
     names = run.rungs or (*LADDER, *(name for name in own if name not in LADDER))
     for name in own:
         if name not in names:
             raise StatespanError(f'[rungs."{name}"] is not among the rungs that [run] lists; list it, or take it out')
     entries = tuple(_entry(name, own.get(name, {}), model, training) for name in names)
-    try:
-        return Recipe(run.title or stem, text, entries, model, base, run.references, run.seed, run.workers, run.paper)
-    except StatespanError as error:
-        raise StatespanError(f"[run] {error}") from None
+    settings = (run.title or stem, text, entries, model, base, run.references, run.seed, run.workers, run.paper)
+    return _make("[run]", Recipe, dict(zip((f.name for f in fields(Recipe)), settings, strict=True)))
 
 
 def _entry(name: str, own: dict[str, Any], model: dict[str, Any], training: dict[str, Any]) -> Entry:
     """One row from its own table and the common ones."""
     place = f'[rungs."{name}"]'
-    _known(place, own, _ROW)
-    how = _fill(place, Training, training | {k: v for k, v in own.items() if k in _TRAINING})
-    values = model | {k: v for k, v in own.items() if k not in _TRAINING}
-    return _fill(place, Entry, {"name": name, "rung": name, **values}, how=how)
+    own = _typed(place, own, _ROW)
+    how = _make(place, Training, training | {k: v for k, v in own.items() if k in _TRAINING})
+    row = {k: v for k, v in own.items() if k not in _TRAINING}
+    return _make(place, Entry, {"name": name, "rung": name, **model, **row, "how": how})
 
 
 def _table(name: str, value: Any) -> dict[str, Any]:
@@ -252,12 +253,19 @@ def _table(name: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _fill(place: str, cls: type, values: dict[str, Any], **more: Any) -> Any:
-    """A dataclass from a table, each value of its field's type."""
-    hints = get_type_hints(cls)
-    _known(place, values, [name for name in hints if name not in more])
+def _make(place: str, cls: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass; where it refuses a value, the place is told."""
     try:
-        return cls(**{key: _fit(key, value, hints[key]) for key, value in values.items()}, **more)
+        return cls(**values)
+    except StatespanError as error:
+        raise StatespanError(f"{place} {error}") from None
+
+
+def _typed(place: str, table: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a table as the types of these keys; any other key is refused."""
+    _known(place, table, kinds)
+    try:
+        return {key: _fit(key, value, kinds[key]) for key, value in table.items()}
     except StatespanError as error:
         raise StatespanError(f"{place} {error}") from None
 
@@ -272,7 +280,7 @@ def _fit(key: str, value: Any, kind: Any) -> Any:
         count = None if each[-1] is ... else len(each)
         if not isinstance(value, list) or count not in (None, len(value)):
             raise StatespanError(f"{key} = {value!r} must be a list" + (f" of {count}" if count else ""))
-        return tuple(_fit(key, item, each[0]) for item in value)
+        return tuple(_fit(f"each of {key}", item, each[0]) for item in value)
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
@@ -327,7 +335,7 @@ def only(recipe: Recipe, names: str) -> Recipe:
 
 def _added(recipe: Recipe, name: str, rows: Iterable[str]) -> Entry:
     if name in LADDER or name.count("/") == 3:
-        return _fill("--only", Entry, {"name": name, "rung": name, **recipe.model}, how=recipe.training)
+        return _make("--only", Entry, {"name": name, "rung": name, **recipe.model, "how": recipe.training})
     near = difflib.get_close_matches(name, [*rows, *LADDER], 1, 0.3)
     hint = f"did you mean {near[0]!r}?" if near else "statespan ladder list shows them"
     raise StatespanError(f"--only: there is no row {name!r}; {hint}")

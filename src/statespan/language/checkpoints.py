@@ -41,7 +41,8 @@ def read(path: Path, stamp: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            # Clones: views into the file's buffer are not aligned, and products of such round differently.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
         state, written = json.loads(meta["state"]), meta["stamp"]
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]

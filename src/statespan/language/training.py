@@ -21,7 +21,7 @@ from statespan.language.scoring import observe, perplexity, score_stream
 from statespan.method import run
 from statespan.methods import method_for
 from statespan.part import seeded
-from statespan.tree import detach, leaves, replace_leaves
+from statespan.tree import leaves, replace_leaves, tree_map
 
 OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {}),
@@ -280,7 +280,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters, how.clip or math.inf)
         self._insist("gradient's norm", float(norm))
         self.optimiser.step()
-        self.belief = detach(trace.last)
+        # Copies lie in memory as a resumed run's do: matrix products round by how their operands lie.
+        self.belief = tree_map(lambda x: x.detach().clone(memory_format=torch.contiguous_format), trace.last)
         state.loss, state.counted = state.loss + value * count, state.counted + count
         state.position, state.tokens = state.position + 1, state.tokens + count
         state.stepping += time.perf_counter() - began
