@@ -15,7 +15,7 @@ from statespan.kernels import finite as _finite_kernels  # noqa: F401  (register
 from statespan.kernels import recurrence as _recurrence_kernel  # noqa: F401
 from statespan.kernels import recurrent as _recurrent_kernels  # noqa: F401
 from statespan.ladder.rungs import LADDER, elman, gru, jordan, ladder, lstm
-from statespan.method import Method, kernels, register, run, scan
+from statespan.method import Method, register, registered, run, scan
 from statespan.methods import Forward, Kalman, MaxProduct, ParticleFilter, Recurrent, method_for
 from statespan.model import StateSpace
 from statespan.part import Part
@@ -64,13 +64,13 @@ __all__ = [
     "gru",
     "hmm",
     "jordan",
-    "kernels",
     "ladder",
     "linear_gaussian",
     "load",
     "lstm",
     "method_for",
     "register",
+    "registered",
     "run",
     "scan",
 ]

@@ -178,7 +178,7 @@ def register(
     return add
 
 
-def kernels() -> dict[tuple[type, type], Kernel]:
+def registered() -> dict[tuple[type, type], Kernel]:
     """Every registered kernel by (method, operator)."""
     return dict(_KERNELS)
 
