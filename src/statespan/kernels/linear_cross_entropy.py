@@ -183,5 +183,13 @@ def linear_log_softmax_gather(hidden: Tensor, weight: Tensor, bias: Tensor | Non
         raise ValueError(f"bias must be ({weight.shape[0]},) {hidden.dtype}, not {tuple(bias.shape)} {bias.dtype}")
     if tuple(index.shape) != (hidden.shape[0],) or index.dtype != torch.int64:
         raise ValueError(f"index must be ({hidden.shape[0]},) int64, not {tuple(index.shape)} {index.dtype}")
+    if hidden.device.type != "cpu":
+        return plain(hidden, weight, bias, index)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     return torch.ops.statespan.linear_log_softmax_gather(hidden, weight, bias, index, save)[0]
+
+
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
+    """The same by torch's own operations, for devices without this kernel."""
+    scores = torch.nn.functional.linear(hidden, weight, bias)
+    return -torch.nn.functional.cross_entropy(scores, index, reduction="none")

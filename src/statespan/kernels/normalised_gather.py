@@ -158,6 +158,8 @@ def column_logsumexp(weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     _check(weight, bias)
     with torch.no_grad():
+        if weight.device.type != "cpu":
+            return (weight if bias is None else weight + bias[:, None]).logsumexp(0)
         return torch.ops.statespan.column_logsumexp(weight, bias)
 
 
@@ -192,4 +194,12 @@ def gather_log_softmax(weight: Tensor, bias: Tensor | None, normaliser: Tensor, 
     _check(weight, bias, normaliser=(normaliser, (weight.shape[1],)))
     if index.dim() != 1 or index.dtype != torch.int64:
         raise ValueError(f"index must be (N,) int64, not {tuple(index.shape)} {index.dtype}")
+    if weight.device.type != "cpu":
+        return plain(weight, bias, index)
     return torch.ops.statespan.gather_log_softmax(weight, bias, normaliser.detach(), index)
+
+
+def plain(weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
+    """The same by torch's own operations, for devices without this kernel."""
+    logits = weight if bias is None else weight + bias[:, None]
+    return logits[index] - logits.logsumexp(0)
