@@ -32,7 +32,7 @@ class Part(nn.Module):
 
     def __new__(cls: type[P], *args: Any, **kwargs: Any) -> P:
         """Remember the arguments."""
-        self = super().__new__(cls)
+        self = object.__new__(cls)
         object.__setattr__(self, "_arguments", (args, kwargs))
         return self
 

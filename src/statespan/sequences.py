@@ -1,5 +1,6 @@
 """The door: data come in any form, inside they are padded tensors with time first, answers go back as they came."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -147,42 +148,61 @@ def read(
         value, seen = _symbols(row, i, event.symbols) if event.symbols is not None else _reals(row, i)
         values.append(value)
         observed.append(seen)
-    batch = _pad(values)
-    seen = _pad(observed)
-    ends = torch.tensor(layout.lengths)
-    ragged = bool((ends != batch.shape[0]).any())
-    inside = torch.arange(batch.shape[0])[:, None] < ends
-    every = seen.all() if not ragged else (seen | ~(inside if seen.dim() == 2 else inside[..., None])).all()
+    batch = _pad(values).to(device)
+    seen, ends = _pad(observed).to(device), torch.tensor(layout.lengths, device=device)
     if seen.dim() == 3 and bool((seen.all(-1) == seen.any(-1)).all()):
         seen = seen.all(-1)
-    y_t = batch.to(device) if event.symbols is not None else batch.to(device=device, dtype=dtype)
     data = Sequences(
-        y=y_t,
-        u=_companion(inputs, Event(1), layout, "inputs", device, dtype),
-        observed=None if bool(every) else seen.to(device),
-        lengths=ends.to(device) if ragged else None,
-        states=_companion(states, Event(0, 2**31), layout, "states", device, dtype),
+        y=batch if event.symbols is not None else batch.to(dtype),
+        u=None if inputs is None else _inputs(inputs, layout).to(device=device, dtype=dtype),
+        observed=None if all(bool(there.all()) for there in observed) else seen,
+        lengths=ends if min(layout.lengths) < len(batch) else None,
+        states=None if states is None else _labels(states, layout).to(device),
     )
     return data, layout
 
 
-def _companion(x: Any, event: Event, layout: Layout, name: str, device: Any, dtype: torch.dtype) -> Tensor | None:
-    """Inputs or labels that go with y: the same form, the same lengths."""
-    if x is None:
-        return None
-    rows, _ = _rows(x, event, None if layout.single or layout.ragged else layout.lengths, name)
-    if [len(row) for row in rows] != layout.lengths:
+def _companions(x: Any, layout: Layout, name: str) -> list[Tensor]:
+    """Inputs or labels that go with y, one array a sequence: the same form, the same lengths."""
+    if layout.single:
+        rows = [_numbers(x, name, 0)]
+    elif layout.ragged:
+        rows = [_numbers(row, name, i) for i, row in enumerate(x)]
+    else:
+        array = _numbers(x, name, 0)
+        rows = [row[:n] for row, n in zip(array, layout.lengths, strict=False)] if array.ndim > 1 else []
+    found = [len(row) if row.ndim else 0 for row in rows]
+    if found != layout.lengths:
         raise StatespanError(
-            f"{name} has lengths {_short([len(r) for r in rows])} where y has {_short(layout.lengths)}; "
-            "give one entry for every step of y"
+            f"{name} has lengths {_short(found)} where y has {_short(layout.lengths)}; give one entry for every step of y"
         )
-    if event.symbols is not None:
-        return _pad([torch.as_tensor(_numbers(row, name, i)).long() for i, row in enumerate(rows)], -1).to(device)
-    values = [torch.as_tensor(_numbers(row, name, i)) for i, row in enumerate(rows)]
-    for i, value in enumerate(values):
-        if bool(value.isnan().any()):
-            raise StatespanError(f"{name}: sequence {i} has a NaN; an input cannot be missing, fill it first")
-    return _pad([v[:, None] if v.dim() == 1 else v for v in values]).to(device=device, dtype=dtype)
+    return [torch.as_tensor(row) for row in rows]
+
+
+def _inputs(x: Any, layout: Layout) -> Tensor:
+    """(T, B, U) reals."""
+    rows = [row[:, None] if row.dim() == 1 else row for row in _companions(x, layout, "inputs")]
+    for i, row in enumerate(rows):
+        if row.dim() != 2 or row.shape[1] != rows[0].shape[1]:
+            raise StatespanError(
+                f"inputs: sequence {i} is {tuple(row.shape)} where sequence 0 is {tuple(rows[0].shape)}; "
+                "give (T, U) with the same U for every sequence"
+            )
+        if bool((~row.isfinite()).any()):
+            t = int((~row.isfinite()).nonzero()[0, 0])
+            raise StatespanError(
+                f"inputs: sequence {i}, step {t} is not finite; an input cannot be missing, fill it first"
+            )
+    return _pad(rows)
+
+
+def _labels(x: Any, layout: Layout) -> Tensor:
+    """(T, B) integers, -1 unknown."""
+    rows = _companions(x, layout, "states")
+    for i, row in enumerate(rows):
+        if row.dim() != 1:
+            raise StatespanError(f"states: sequence {i} has {row.dim()} dimensions; give one label for every step")
+    return _pad([_whole(row, f"states: sequence {i}") for i, row in enumerate(rows)], -1)
 
 
 def _rows(y: Any, event: Event, lengths: Any, name: str) -> tuple[list[Any], Layout]:
@@ -190,13 +210,15 @@ def _rows(y: Any, event: Event, lengths: Any, name: str) -> tuple[list[Any], Lay
     if isinstance(y, (list, tuple)):
         if len(y) == 0:
             raise StatespanError(f"{name} is an empty list; give at least one sequence")
-        ranks = {_rank(x) for x in y}
-        if ranks <= {0} or (event.rank == 1 and ranks == {1} and all(len(x) == event.dim for x in y)):
-            y = _numbers(y, name, 0)  # one sequence written as a list
+        ranks = {_rank(x) for x in y if x is not None}
+        if event.rank == 1 and ranks == {1} and all(x is None or len(x) == event.dim for x in y):
+            y = _row(y, event, name, 0)  # one sequence written as a list of vectors
+        elif ranks <= {0}:
+            y = _numbers(y, name, 0)  # one sequence written as a list of numbers
         else:
             if lengths is not None:
                 raise StatespanError(f"lengths= goes with a padded {name}; a list of sequences has its own")
-            rows = [_numbers(x, name, i) for i, x in enumerate(y)]
+            rows = [_row(x, event, name, i) for i, x in enumerate(y)]
             for i, row in enumerate(rows):
                 _check_row(row, event, f"{name}: sequence {i}")
             return rows, Layout(False, True, [len(row) for row in rows])
@@ -238,12 +260,20 @@ def _rank(x: Any) -> int:
     return 0
 
 
+def _row(x: Any, event: Event, name: str, i: int) -> np.ndarray | Tensor:
+    """One sequence as a numeric array; in a list of vectors None is a missing one."""
+    if isinstance(x, (list, tuple)) and event.dim is not None and {_rank(v) for v in x} - {0} == {1}:
+        gone = [math.nan] * event.dim
+        x = [gone if v is None else _numbers(v, name, i) for v in x]
+    return _numbers(x, name, i)
+
+
 def _numbers(x: Any, name: str, i: int) -> np.ndarray | Tensor:
     """A numeric array; None becomes NaN."""
-    if isinstance(x, (Tensor, np.ndarray)) and x.dtype != object:
+    if isinstance(x, Tensor):
         return x
-    if hasattr(x, "to_numpy"):
-        x = x.to_numpy()
+    convert = getattr(x, "to_numpy", None)  # pandas and polars
+    x = x if convert is None else convert()
     try:
         array = np.asarray(x)
         if array.dtype == object:
@@ -260,30 +290,38 @@ def _numbers(x: Any, name: str, i: int) -> np.ndarray | Tensor:
 
 def _check_row(row: Any, event: Event, place: str) -> None:
     """One sequence has the rank and width the model expects, and at least one step."""
+    if row.ndim and len(row) == 0:
+        raise StatespanError(f"{place} is empty; leave it out or give it at least one step")
     if event.rank == 1 and event.dim == 1 and row.ndim == 1:
         return
     if row.ndim != event.rank + 1:
         raise StatespanError(f"{place} has {row.ndim} dimensions where {event.rank + 1} are expected")
-    if len(row) == 0:
-        raise StatespanError(f"{place} is empty; leave it out or give it at least one step")
     if event.dim is not None and row.shape[1] != event.dim:
         raise StatespanError(f"{place} has {row.shape[1]} columns where the model observes {event.dim}")
 
 
-def _symbols(row: Any, i: int, symbols: int | None) -> tuple[Tensor, Tensor]:
-    """Integers 0..V-1 and where they are there; -1 and NaN are missing."""
+def _whole(row: Any, place: str) -> Tensor:
+    """Whole numbers from -1, with -1 for NaN."""
     x = torch.as_tensor(row)
     if x.is_floating_point():
         x = torch.where(x.isnan(), -1.0, x)
         if bool((x != x.round()).any()):
             t = int((x != x.round()).nonzero()[0, 0])
-            raise StatespanError(f"sequence {i}, step {t}: {float(x[t])} is no symbol; symbols are whole numbers")
+            raise StatespanError(f"{place}, step {t}: {float(x[t])} is no whole number; give 0, 1, 2, ... or -1")
     x = x.long()
-    bad = (x < -1) | (x >= (symbols or 0))
-    if bool(bad.any()):
-        t = int(bad.nonzero()[0, 0])
+    if bool((x < -1).any()):
+        t = int((x < -1).nonzero()[0, 0])
+        raise StatespanError(f"{place}, step {t}: {int(x[t])} is below -1, which stands for missing")
+    return x
+
+
+def _symbols(row: Any, i: int, symbols: int) -> tuple[Tensor, Tensor]:
+    """Integers 0..V-1 and where they are there; -1 and NaN are missing."""
+    x = _whole(row, f"sequence {i}")
+    if bool((x >= symbols).any()):
+        t = int((x >= symbols).nonzero()[0, 0])
         raise StatespanError(
-            f"sequence {i}, step {t}: symbol {int(x[t])} lies outside 0..{(symbols or 0) - 1}; "
+            f"sequence {i}, step {t}: symbol {int(x[t])} lies outside 0..{symbols - 1}; "
             "map unseen symbols to one the model knows, or to -1 for missing"
         )
     return x.clamp(min=0), x >= 0

@@ -32,7 +32,7 @@ from statespan.parts.cells import (
 )
 from statespan.parts.emissions import Categorical
 from statespan.parts.finite import Dense, FedTransition, RowsAddition, RowsGate, RowsTensor
-from statespan.parts.initial import ConstantStart, Start
+from statespan.parts.initial import ConstantStart
 from statespan.parts.scores import Mixture, Softmax
 from statespan.parts.symbols import RawFeature, SoftmaxFeature, Table
 
@@ -62,7 +62,7 @@ class Choice(NamedTuple):
     """
 
     name: str
-    make: Callable[..., nn.Module]
+    make: Callable[..., Any]
     words: str
     needs: Kind = Kind.PAIR
     yields: Kind | None = None
@@ -121,7 +121,7 @@ MOVES = {
     )
 }
 
-NOTHING = Choice("none", lambda width, table: None, "none")  # type: ignore[arg-type, return-value]
+NOTHING = Choice("none", lambda width, table: None, "none")
 NORMALISED = Choice("softmax", _of_table(SoftmaxFeature), "softmax", fed=True, dropped=True)
 RAW = Choice("raw", _of_table(RawFeature), "raw", fed=True, dropped=True)
 FEEDS = {c.name: c for c in (NOTHING, NORMALISED, RAW)}
@@ -245,9 +245,9 @@ def check(name: str, rung: Rung) -> Rung:
             f"score {score.name} needs a {score.needs.name.lower()} state, and move {move.name} "
             f"yields a {moved.name.lower()} one"
         )
-    users = [c for c in (condition, move) if c.fed]
+    users = [f"{what} {c.name}" for what, c in (("condition", condition), ("move", move)) if c.fed]
     if users and not feed.fed:
-        raise clash(f"{users[0].name} uses what is fed, and feed none feeds nothing; choose raw or softmax")
+        raise clash(f"{users[0]} uses what is fed, and feed none feeds nothing; choose raw or softmax")
     if feed.fed and not users:
         raise clash(f"feed {feed.name} is used by neither condition {condition.name} nor move {move.name}; choose none")
     return rung
@@ -280,7 +280,7 @@ def build(
     feature = rung.feed.make(width, source, **({"dropout": at_input} if rung.feed.dropped else {}))
     if rung.exact:
         transition = FedTransition(feature, move) if rung.feed.fed else move
-        return StateSpace(Start(width), transition, Categorical(table=table))
+        return hmm(emission=Categorical(table=table), transition=transition, dtype=torch.float32)
     moves_to_simplex = rung.move.yields == Kind.DISTRIBUTION
     condition = rung.condition.make(width, table)
     cell = Cell(condition, move, feature, vocabulary, rung.simplex, moves_to_simplex, in_state)
@@ -371,11 +371,7 @@ def ladder(
     if width < 1:
         raise StatespanError(f"width={width}: use at least one")
     with seeded(seed):
-        if rung is LADDER["hmm"]:
-            emission = Categorical(table=Table(vocabulary, width, bias=True, spread=spread))
-            model = hmm(states=width, emission=emission, dtype=torch.float32)
-        else:
-            model = build(rung, vocabulary, width, start, tied, dropout, spread)
+        model = build(rung, vocabulary, width, start, tied, dropout, spread)
     return model.to(device=device, dtype=dtype or torch.float32)
 
 

@@ -52,11 +52,12 @@ class Categorical(Part, FiniteEmission, Generative):
         if probs is not None:
             probs = stochastic(probs, "Categorical(probs=)", 2)
             states, symbols = probs.shape
-        if table is None:
-            if symbols is None:
-                raise StatespanError("Categorical needs symbols=V, the number of symbols, or probs=")
-            table = Table(symbols, states, bias, spread=1.0) if states is not None else None
-        self.symbols: int = symbols if table is None else table.symbols
+        symbols = symbols if table is None else table.symbols
+        if symbols is None:
+            raise StatespanError("Categorical needs symbols=V, the number of symbols, or probs=")
+        if table is None and states is not None:
+            table = Table(symbols, states, bias, spread=1.0)
+        self.symbols = symbols
         self.bias = bias
         self.event = Event(0, self.symbols)
         if table is not None:

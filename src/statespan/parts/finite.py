@@ -1,7 +1,7 @@
 """How a finite state moves: transitions as operators on tables."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,9 @@ class FedTransition(Part, FiniteTransition):
     """
 
     autoregressive = True
+
+    feature: Any
+    move: Any
 
     def __init__(self, feature: nn.Module, move: nn.Module):
         super().__init__()
