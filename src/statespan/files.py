@@ -31,11 +31,13 @@ def describe(model: nn.Module) -> dict[str, Any]:
     def value(x: Any, path: str) -> Any:
         if isinstance(x, nn.Module):
             return module(x, path)
-        if isinstance(x, torch.Tensor):
-            raise StatespanError(f"cannot save {path}: it was made from a tensor; give sizes and load the values")
         if isinstance(x, (tuple, list)):
             return [value(item, f"{path}.{i}") for i, item in enumerate(x)]
-        return x
+        if x is None or isinstance(x, (bool, int, float, str)):
+            return x
+        raise StatespanError(
+            f"cannot save {path}: made from a {type(x).__name__}; a part is made from numbers, strings and parts (recipe)"
+        )
 
     def module(x: nn.Module, path: str) -> dict[str, Any]:
         if id(x) in seen:
@@ -72,10 +74,13 @@ def make(description: dict[str, Any]) -> nn.Module:
         cls = TORCH[x["part"]][0] if x["part"] in TORCH else PARTS.get(x["part"])
         if cls is None:
             raise StatespanError(f"the file needs the part {x['part']}; import the module that defines it, then load")
-        part = cls(
-            *[value(a) for a in x.get("arguments", [])],
-            **{k: value(v) for k, v in x.get("options", {}).items()},
-        )
+        arguments = [value(a) for a in x.get("arguments", [])]
+        options = {k: value(v) for k, v in x.get("options", {}).items()}
+        try:
+            part = cls(*arguments, **options)
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise StatespanError(f"cannot make {x['part']} again ({reason}); is this version older?") from error
         made[x["path"]] = part
         return part
 
@@ -170,17 +175,35 @@ def load_with_extra(
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {})["statespan"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        newer, version = header["format"] > FORMAT, header["version"]
+        description, ties, extra = header["model"], header["ties"], header["extra"]
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise StatespanError(f"{path}: not a whole statespan model file ({error}); save it again") from error
-    if header["format"] > FORMAT:
-        raise StatespanError(f"{path}: written by statespan {header['version']}, newer than this; upgrade statespan")
-    model = make(header["model"])
-    owners = {name: module for name, module in model.named_modules(remove_duplicate=False)}
+    if newer:
+        raise StatespanError(f"{path}: written by statespan {version}, newer than this; upgrade statespan")
+    try:
+        model = make(description)
+        _fill(model, tensors, ties)
+    except StatespanError as error:
+        raise StatespanError(f"{path}: {error}") from error
+    return model.to(device) if device is not None else model, extra
+
+
+def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], ties: dict[str, str]) -> None:
+    """Put saved values, and ties that the recipe does not make by itself, into a model that was made again."""
+    current = model.state_dict(keep_vars=True)
+    saved = tensors.keys() | ties.keys()
+    if current.keys() != saved:
+        lacks, more = sorted(current.keys() - saved), sorted(saved - current.keys())
+        raise StatespanError(
+            f"the file {'lacks' if lacks else 'has'} {', '.join(lacks or more)}, which the model "
+            f"{'has' if lacks else 'lacks'}; is this version older?"
+        )
     for name, tensor in tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        module = owners[owner]
-        current = getattr(module, leaf)
-        if tuple(current.shape) != tuple(tensor.shape):
-            raise StatespanError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(current.shape)}")
-        current.data = tensor
-    return model.to(device) if device is not None else model, header["extra"]
+        if current[name].shape != tensor.shape:
+            raise StatespanError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(current[name].shape)}")
+        current[name].data = tensor
+    for name, first in ties.items():
+        if current[name] is not current[first]:
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, current[first])

@@ -174,7 +174,8 @@ def _companions(x: Any, layout: Layout, name: str) -> list[Tensor]:
     found = [len(row) if row.ndim else 0 for row in rows]
     if found != layout.lengths:
         raise StatespanError(
-            f"{name} has lengths {_short(found)} where y has {_short(layout.lengths)}; give one entry for every step of y"
+            f"{name} has lengths {_short(found)} where y has {_short(layout.lengths)}; "
+            "give one entry for every step of y"
         )
     return [torch.as_tensor(row) for row in rows]
 

@@ -1,4 +1,4 @@
-"""Every rung against its equations, torch's layers, its neighbours; every combination of choices. See also contract/."""
+"""Every rung against its equations and torch's layers, every combination of choices. See also contract/."""
 
 import itertools
 import math

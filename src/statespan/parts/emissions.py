@@ -44,7 +44,7 @@ class Categorical(Part, FiniteEmission, Generative):
         self,
         symbols: int | None = None,
         states: int | None = None,
-        probs: Tensor | list | None = None,
+        probs: Any = None,
         bias: bool = False,
         table: Table | None = None,
     ):
@@ -176,9 +176,9 @@ class Gaussian(Part, FiniteEmission, Generative):
     def __init__(
         self,
         dim: int = 1,
-        covariance: str | Tensor = "full",
+        covariance: Any = "full",
         states: int | None = None,
-        mean: Tensor | list | None = None,
+        mean: Any = None,
         floor: float = 1e-6,
     ):
         super().__init__()
@@ -407,7 +407,7 @@ def _log_normal(y: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
     return log_determinant - 0.5 * (white.square().sum(-1) + dim * math.log(2 * math.pi))
 
 
-def stochastic(probs: Tensor | list, name: str, rank: int) -> Tensor:
+def stochastic(probs: Any, name: str, rank: int) -> Tensor:
     """Check that the last axis of `probs` sums to one, and give it in float64 (or its own real dtype)."""
     probs = torch.as_tensor(probs)
     probs = probs if probs.is_floating_point() else probs.double()
