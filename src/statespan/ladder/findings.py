@@ -1,13 +1,13 @@
 """What a trained rung shows beside its perplexity: text drawn from it, the words of its states, parts of speech."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from statespan.ladder.material import Material
-from statespan.ladder.rungs import MIXTURE, MIXTURE_NORMALISED, Rung
+from statespan.ladder.rungs import MIXTURE, MIXTURE_NORMALISED, Kind, Rung
 from statespan.language import tagging
 from statespan.language.scoring import alike, observe
 from statespan.language.vocabulary import Vocabulary, stream
@@ -96,14 +96,18 @@ def tags(model: Any, rung: Rung, material: Material) -> dict[str, float | None]:
 
     Returns:
         Accuracies on the test text, None where the rung has no such thing. `next_word`: of p(t) = sum over w of
-        p(w) p(t | w), the next word unseen. Through p(t | state), learnt on training text: `states_prefix`, of the
-        state before the word is seen; `states_filtered`, once it is; `states_viterbi`, on the best path of the whole
-        sentence, with `many_to_one` and `v_measure` of the same path (both learnt on the test text itself).
+        p(w) p(t | w), the next word unseen. Through p(t | state), learnt on training text, where the state is a
+        distribution: `states_prefix`, before the word is seen; `states_filtered`, once it is, where it changes the
+        state; `states_viterbi`, on the best path of the whole sentence, for exact rungs, with `many_to_one` and
+        `v_measure` of the same path (both read off the test text itself).
     """
     found: dict[str, float | None] = {"next_word": _next_word(model, material)}
     found |= dict.fromkeys(("states_prefix", "states_filtered", "states_viterbi", "many_to_one", "v_measure"))
-    if rung.simplex:
-        found |= _by_belief(model, material)
+    kinds = {"states_prefix": "predicted"} if rung.move.yields == Kind.DISTRIBUTION else {}
+    if rung.condition.yields == Kind.DISTRIBUTION:  # otherwise the word does not change the state
+        kinds["states_filtered"] = "filtered"
+    if kinds:
+        found |= _by_belief(model, material, kinds)
     if rung.exact:
         found |= _by_path(model, material)
     return found
@@ -124,31 +128,19 @@ def _next_word(model: Any, material: Material) -> float:
     return tally.accuracy
 
 
-class _Learnt(NamedTuple):
-    """How often each state goes with each tag, (K, G), by the kind of belief that tells the state."""
-
-    name: str
-    kept: str
-    counts: Tensor
-
-
-def _by_belief(model: Any, material: Material) -> dict[str, float]:
-    """Accuracy of the tag of the state, before the word is seen (where that state is a distribution) and after."""
+def _by_belief(model: Any, material: Material, kinds: dict[str, str]) -> dict[str, float]:
+    """Accuracies of the tag of the state, by which belief of a `Trace` tells the state."""
     assert material.train_tags is not None and material.test_tags is not None
-    width, count = model.emission.table.width, len(material.tags)
-    kinds = {"states_filtered": "filtered"}
-    if getattr(model.transition, "moves_to_simplex", True):
-        kinds = {"states_prefix": "predicted", **kinds}
-    learnt = [_Learnt(name, kept, torch.zeros(width, count, dtype=torch.float64)) for name, kept in kinds.items()]
-    keep = tuple(kinds.values())
+    width, count, keep = model.emission.table.width, len(material.tags), tuple(kinds.values())
+    counts = {name: torch.zeros(width, count, dtype=torch.float64) for name in kinds}
     some = _first(material.train, LEARN_TOKENS)
     words, gold = stream(material.train[:some], LEARN_COLUMNS), stream(material.train_tags[:some], LEARN_COLUMNS)
     for rows, trace in _walk(model, words, keep, width):
         known = gold[rows].flatten() >= 0
         each = torch.nn.functional.one_hot(gold[rows].flatten()[known], count).double()
-        for row in learnt:
-            row.counts.add_(_probs(getattr(trace, row.kept)).flatten(0, 1)[known].double().T @ each)
-    tables = {row.name: _rows(row.counts) for row in learnt}
+        for name, kept in kinds.items():
+            counts[name] += _probs(getattr(trace, kept)).flatten(0, 1)[known].double().T @ each
+    tables = {name: _rows(table) for name, table in counts.items()}
     tallies = dict.fromkeys(kinds, tagging.Tally(0, 0))
     words, gold = stream(material.test, COLUMNS), stream(material.test_tags, COLUMNS)
     for rows, trace in _walk(model, words, keep, width):

@@ -82,9 +82,17 @@ def finished(out: Path, entry: Entry, recipe: Recipe, digest: str) -> dict[str, 
 
 
 def forget(out: Path, entry: Entry) -> None:
-    """Remove what is left of an earlier run of a row."""
+    """Remove what is left of an earlier run of a row.
+
+    Raises:
+        StatespanError: it cannot be removed.
+    """
+    folder = folder_of(out, entry)
     for name in (RECORD, ERROR, *row.CHECKPOINTS):
-        (folder_of(out, entry) / name).unlink(missing_ok=True)
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StatespanError(f"{folder}: cannot be emptied: {error.strerror}; give another --out") from None
 
 
 # ---------------------------------------------------------------------------------------------- a worker
