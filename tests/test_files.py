@@ -125,8 +125,12 @@ def test_a_file_that_is_not_there_or_no_model(tmp_path, saved):
         (lambda h: h["model"].update(part="elsewhere.Thing"), "needs the part elsewhere.Thing; import the module"),
         (lambda h: h.pop("model"), "not a whole statespan model file"),
         (lambda h: h.pop("format"), "not a whole statespan model file"),
-        (lambda h: h["model"]["arguments"][1].update(arguments=[5]), r"logits has shape \(2, 2\), not \(5, 5\)"),
+        (lambda h: h["model"]["arguments"][1].update(arguments=[5]), "number of states differs: Start 2, Dense 5"),
         (lambda h: h["model"]["arguments"][1].update(arguments=["x"]), "m.safetensors: .*Dense"),
+        (
+            lambda h: h["model"]["arguments"][2]["options"]["table"].update(arguments=[4, 2]),
+            r"table\.weight has shape \(3, 2\), not \(4, 2\)",
+        ),
         (lambda h: h["model"]["arguments"].pop(), "m.safetensors: .*StateSpace"),
         (lambda h: h["model"]["arguments"][2]["options"].update(table=None, bias=True), "lacks .*bias"),
     ],
@@ -144,7 +148,7 @@ def test_what_cannot_be_saved_is_named(tmp_path):
 
     model = ss.hmm(states=2, emission=ss.Categorical(3))
     model.transition = Odd()
-    with pytest.raises(ss.StatespanError, match="cannot save model.1: Odd is no statespan Part"):
+    with pytest.raises(ss.StatespanError, match=r"cannot save model\.1: Odd is no statespan Part"):
         model.save(tmp_path / "m.safetensors")
 
     class Holds(ss.Part):

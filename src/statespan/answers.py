@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
 
+from statespan.errors import StatespanError
 from statespan.sequences import Layout
 
 
@@ -17,12 +18,14 @@ class Posterior(NamedTuple):
             (N, T, D, D); or `samples` and `weights`; or `state`. Each is an attribute too.
         log_prob: (N,) natural log-probability of the observed entries.
         exact: whether the answer is exact.
+        layout: how the question was put.
         belief: the belief at each sequence's own end, to carry on from; None for a smoothed posterior.
     """
 
     values: dict[str, Any]
     log_prob: Tensor
     exact: bool
+    layout: Layout
     belief: Any = None
 
     def _value(self, name: str) -> Any:
@@ -65,14 +68,16 @@ class Posterior(NamedTuple):
 
         The result is a dictionary of equal-length lists; `pandas.DataFrame(posterior.frame())` makes it a frame.
         """
-        name = next(n for n in ("probs", "mean", "state") if n in self.values)
-        value = self.values[name]
-        rows = value if isinstance(value, list) else list(value[None] if value.dim() == 2 else value)
-        columns: dict[str, list] = {"sequence": [], "step": []}
-        flat = torch.cat([torch.as_tensor(row).detach() for row in rows])
-        for i, row in enumerate(rows):
-            columns["sequence"] += [i] * len(row)
-            columns["step"] += list(range(len(row)))
+        name = next((n for n in ("probs", "mean", "state") if n in self.values), None)
+        if name is None:
+            raise StatespanError(f"no frame for a posterior of {', '.join(self.values)}; read those")
+        each = [self.values[name]] if self.layout.single else self.values[name]
+        ends = self.layout.lengths
+        flat = torch.cat([row[:end].detach() for row, end in zip(each, ends, strict=True)])
+        columns = {
+            "sequence": [i for i, end in enumerate(ends) for _ in range(end)],
+            "step": [t for end in ends for t in range(end)],
+        }
         return columns | {f"{name}_{k}": flat[:, k].tolist() for k in range(flat.shape[1])}
 
     def plot(self, sequence: int = 0, axes: Any = None) -> Any:

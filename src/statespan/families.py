@@ -55,8 +55,8 @@ def hmm(
     sizes = {
         "states=": states,
         "emission": getattr(emission, "states", None),
-        "initial": None if given_initial is None else len(given_initial),
-        "transition": None if given_transition is None else len(given_transition),
+        "initial": getattr(initial, "states", None) if given_initial is None else len(given_initial),
+        "transition": getattr(transition, "states", None) if given_transition is None else len(given_transition),
     }
     known = {name: size for name, size in sizes.items() if size is not None}
     if len(set(known.values())) > 1:

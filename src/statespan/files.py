@@ -36,7 +36,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
         if x is None or isinstance(x, (bool, int, float, str)):
             return x
         raise StatespanError(
-            f"cannot save {path}: made from a {type(x).__name__}; a part is made from numbers, strings and parts (recipe)"
+            f"cannot save {path}: made from a {type(x).__name__}; a recipe holds numbers, strings and parts"
         )
 
     def module(x: nn.Module, path: str) -> dict[str, Any]:

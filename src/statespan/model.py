@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from statespan import verbs
 from statespan.answers import Forecast, Posterior
+from statespan.errors import StatespanError
 from statespan.method import Method
 from statespan.part import Part
 from statespan.tree import Tree
@@ -32,6 +33,9 @@ class StateSpace(Part):
         transition: p(z_t | z_{t-1}).
         emission: p(y_t | z_t).
 
+    Raises:
+        StatespanError: finite parts whose numbers of states differ, or are not known.
+
     Source:
         Cappe, Moulines and Ryden, Inference in Hidden Markov Models 2005, section 2.2.
 
@@ -49,6 +53,13 @@ class StateSpace(Part):
     def __init__(self, initial: nn.Module, transition: nn.Module, emission: nn.Module):
         super().__init__()
         self.initial, self.transition, self.emission = initial, transition, emission
+        sizes = {type(part).__name__: part.states for part in self.parts if hasattr(part, "states")}
+        for name, size in sizes.items():
+            if size is None:
+                raise StatespanError(f"{name} does not know its number of states; give it states=, or use ss.hmm")
+        if len(set(sizes.values())) > 1:
+            said = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise StatespanError(f"the number of states differs: {said}")
 
     @property
     def parts(self) -> tuple[Any, Any, Any]:

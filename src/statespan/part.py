@@ -66,6 +66,8 @@ class Generative(ABC):  # noqa: B024
 class FiniteInitial(ABC):
     """p(z_1) over K states."""
 
+    states: int
+
     @abstractmethod
     def probs(self) -> Tensor:
         """(K,), sums to one."""
@@ -78,6 +80,7 @@ class FiniteTransition(ABC):
     """
 
     autoregressive: ClassVar[bool] = False
+    states: int
 
     @abstractmethod
     def constants(self) -> Tree:
@@ -116,9 +119,10 @@ def scaled(log: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FiniteEmission(ABC):
-    """p(y_t | z_t) for K states."""
+    """p(y_t | z_t) for K states; `states` is None until it is known how many."""
 
     event: Event
+    states: int | None
 
     @abstractmethod
     def constants(self) -> Tree:

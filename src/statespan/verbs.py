@@ -45,7 +45,7 @@ def filter(model: Any, data: Sequences, layout: Layout, method: Method | None = 
         trace = run(model, method, data, belief, ("filtered", "last", "log_prob"))
     assert trace.log_prob is not None
     values = {name: layout.steps(value) for name, value in trace.filtered.summary().items()}
-    return Posterior(values, layout.each(trace.log_prob.sum(0)), method.exact(model), trace.last)
+    return Posterior(values, layout.each(trace.log_prob.sum(0)), method.exact(model), layout, trace.last)
 
 
 def smooth(model: Any, data: Sequences, layout: Layout, method: Method | None = None, belief: Any = None) -> Posterior:
@@ -57,7 +57,7 @@ def smooth(model: Any, data: Sequences, layout: Layout, method: Method | None = 
         values = {name: layout.steps(value) for name, value in smoothed.state.summary().items()}
         log_prob = run(model, method, data, belief, prepared=prepared).log_prob
     assert log_prob is not None
-    return Posterior(values, layout.each(log_prob.sum(0)), method.exact(model))
+    return Posterior(values, layout.each(log_prob.sum(0)), method.exact(model), layout)
 
 
 def decode(model: Any, data: Sequences, layout: Layout, k: int | None, method: Method | None) -> Any:

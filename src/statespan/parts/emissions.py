@@ -57,7 +57,7 @@ class Categorical(Part, FiniteEmission, Generative):
             raise StatespanError("Categorical needs symbols=V, the number of symbols, or probs=")
         if table is None and states is not None:
             table = Table(symbols, states, bias, spread=1.0)
-        self.symbols = symbols
+        self.symbols, self.states = symbols, states if table is None else table.width
         self.bias = bias
         self.event = Event(0, self.symbols)
         if table is not None:
@@ -72,11 +72,6 @@ class Categorical(Part, FiniteEmission, Generative):
     def sized(self, states: int) -> "Categorical":
         """The same emission for K states, if it has none yet."""
         return self if self.states is not None else Categorical(self.symbols, states, bias=self.bias)
-
-    @property
-    def states(self) -> int | None:
-        """K."""
-        return self.table.width if "table" in self._modules else None
 
     @property
     def probs(self) -> Tensor:
@@ -189,7 +184,7 @@ class Gaussian(Part, FiniteEmission, Generative):
             covariance = "full"
         if not isinstance(covariance, str) or covariance not in COVARIANCES:
             raise StatespanError(f"covariance={covariance!r} is none of {', '.join(COVARIANCES)}; choose one of them")
-        self.dim, self.kind, self.floor = dim, covariance, floor
+        self.dim, self.kind, self.states, self.floor = dim, covariance, states, floor
         self.event = Event(1, None, dim)
         if states is not None:
             self.mean = nn.Parameter(torch.randn(states, dim))
@@ -206,11 +201,6 @@ class Gaussian(Part, FiniteEmission, Generative):
     def sized(self, states: int) -> "Gaussian":
         """The same emission for K states, if it has none yet."""
         return self if self.states is not None else Gaussian(self.dim, self.kind, states, floor=self.floor)
-
-    @property
-    def states(self) -> int | None:
-        """K."""
-        return len(self.mean) if "mean" in self._parameters else None
 
     def factor(self) -> Tensor:
         """The lower triangular L with covariance L L', (K, D, D)."""
@@ -408,9 +398,8 @@ def _log_normal(y: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
 
 
 def stochastic(probs: Any, name: str, rank: int) -> Tensor:
-    """Check that the last axis of `probs` sums to one, and give it in float64 (or its own real dtype)."""
-    probs = torch.as_tensor(probs)
-    probs = probs if probs.is_floating_point() else probs.double()
+    """Check that the last axis of `probs` sums to one, and give it in float64."""
+    probs = torch.as_tensor(probs, dtype=torch.float64)
     if probs.dim() != rank:
         raise StatespanError(f"{name} has {probs.dim()} dimensions where {rank} are expected")
     wrong = ((probs.sum(-1) - 1).abs() > 1e-4) | (probs < 0).any(-1) | ~probs.isfinite().all(-1)

@@ -23,14 +23,15 @@ class Dense(Part, FiniteTransition, Generative):
         Choi, "Bridging HMMs and RNNs", where the rows of W are softmaxed.
 
     Example:
-        >>> Dense(3).probs.sum(-1)
-        tensor([1., 1., 1.], grad_fn=<SumBackward1>)
+        >>> Dense(3).probs.shape
+        torch.Size([3, 3])
     """
 
     fed = False
 
     def __init__(self, states: int):
         super().__init__()
+        self.states = states
         self.logits = nn.Parameter(torch.randn(states, states))
 
     @property
@@ -91,9 +92,9 @@ class FedTransition(Part, FiniteTransition):
     feature: Any
     move: Any
 
-    def __init__(self, feature: nn.Module, move: nn.Module):
+    def __init__(self, feature: nn.Module, move: Any):
         super().__init__()
-        self.feature, self.move = feature, move
+        self.feature, self.move, self.states = feature, move, move.states
 
     @property
     def operator(self) -> nn.Module:
@@ -160,6 +161,7 @@ class RowsAddition(Part):
 
     def __init__(self, states: int):
         super().__init__()
+        self.states = states
         self.logits = nn.Parameter(torch.randn(states, states))
         self.input = nn.Linear(states, states)
 
@@ -209,6 +211,7 @@ class RowsGate(Part):
 
     def __init__(self, states: int):
         super().__init__()
+        self.states = states
         self.logits = nn.Parameter(torch.randn(states, states))
         self.input = nn.Linear(states, states)
 
@@ -251,6 +254,7 @@ class RowsTensor(Part):
 
     def __init__(self, states: int):
         super().__init__()
+        self.states = states
         self.logits = nn.Parameter(torch.randn(states, states))
         self.tensor = nn.Parameter(torch.randn(states * states, states) / states**0.5)
 

@@ -26,6 +26,7 @@ class Start(Part, FiniteInitial, Generative):
 
     def __init__(self, states: int):
         super().__init__()
+        self.states = states
         self.logits = nn.Parameter(torch.zeros(states))
 
     def probs(self) -> Tensor:

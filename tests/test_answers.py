@@ -1,0 +1,137 @@
+"""Posteriors, forecasts, streams: what they hold, and what they say when asked for something else."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import statespan as ss
+
+
+def chain() -> ss.StateSpace:
+    return ss.hmm(states=2, emission=ss.Categorical(3), seed=0)
+
+
+def test_a_posterior_says_what_it_has():
+    found = chain().filter([0, 1, 2])
+    assert found.exact
+    with pytest.raises(AttributeError, match="no mean; it has probs"):
+        _ = found.mean
+    assert ss.lstm(4, 3).filter([0, 1]).state.shape == (2, 3)
+    assert not ss.lstm(4, 3).filter([0, 1]).exact
+    cloud = ss.linear_gaussian(2, 1).filter([0.0, 1.0], method=ss.ParticleFilter(7))
+    assert cloud.samples.shape == (2, 7, 2)
+    assert cloud.weights.shape == (2, 7)
+    assert cloud.mean.shape == (2, 2)
+    assert cloud.covariance.shape == (2, 2, 2)
+
+
+def test_a_frame_has_a_row_a_step():
+    model = chain()
+    one, ragged = model.filter([0, 1, 2]).frame(), model.filter([[0, 1], [2]]).frame()
+    assert one["sequence"] == [0, 0, 0]
+    assert one["step"] == [0, 1, 2]
+    assert_close(torch.tensor(one["probs_1"]).double(), model.filter([0, 1, 2]).probs[:, 1], rtol=1e-6, atol=1e-6)
+    assert ragged["sequence"] == [0, 0, 1]
+    assert ragged["step"] == [0, 1, 0]
+    padded = model.filter(torch.tensor([[0, 1], [2, 0]]), lengths=[2, 1]).frame()
+    assert padded["sequence"] == [0, 0, 1]
+    assert list(ss.linear_gaussian(2, 1).smooth([0.0]).frame()) == ["sequence", "step", "mean_0", "mean_1"]
+    with pytest.raises(ss.StatespanError, match="samples"):
+        model.filter([0, 1], method=ss.ParticleFilter(5)).frame()
+
+
+def test_a_forecast_says_what_it_has():
+    symbols, vectors = chain().forecast([0, 1], steps=2), ss.linear_gaussian(2, 1).forecast([0.0, 1.0], steps=3)
+    assert symbols.probs.shape == (2, 3)
+    with pytest.raises(AttributeError, match=r"ask \.probs"):
+        _ = symbols.mean
+    with pytest.raises(AttributeError, match=r"ask \.mean"):
+        _ = vectors.probs
+    assert vectors.mean.shape == (3, 1)
+    assert vectors.quantile(0.5).shape == (3, 1)
+    assert vectors.quantile([0.1, 0.9]).shape == (2, 3, 1)
+    batch = chain().forecast([[0, 1], [2]], steps=2, samples=7)
+    assert batch.probs.shape == (2, 2, 3)
+    assert batch.samples.shape == (7, 2, 2)
+    with pytest.raises(ss.StatespanError, match="steps=0"):
+        chain().forecast([0], steps=0)
+
+
+def test_quantiles_of_a_normal():
+    model = ss.linear_gaussian(2, 1, seed=0)
+    ahead = model.forecast([0.0, 1.0], steps=2, samples=4000)
+    exact = ahead.distribution
+    for q, z in ((0.1, -1.2816), (0.5, 0.0), (0.9, 1.2816)):
+        truth = exact.mean[0] + z * exact.variance[0].sqrt()
+        assert_close(ahead.quantile(q), truth, rtol=0, atol=0.15)
+
+
+def test_a_stream_step_by_step():
+    model = chain()
+    stream = model.stream()
+    with pytest.raises(ss.StatespanError, match="nothing has been seen yet"):
+        stream.forecast(2)
+    total = 0.0
+    for t, y in enumerate([0, None, 2, float("nan"), torch.tensor(1), -1]):
+        belief = stream.update(y)
+        total -= stream.surprise
+        seen = [0, None, 2, None, 1, None][: t + 1]
+        assert_close(belief.probs[0], model.filter(seen).probs[-1])
+        assert_close(stream.log_prob, model.log_prob(seen).detach())
+    assert_close(total, stream.log_prob)
+    assert_close(stream.forecast(2).probs, model.forecast([0, None, 2, None, 1, None], steps=2).probs)
+    assert not stream.belief.probs.requires_grad
+
+
+@pytest.mark.parametrize("gone", [None, [math.nan, math.nan], torch.tensor([math.nan, math.nan])])
+def test_a_stream_of_vectors(gone):
+    model = ss.linear_gaussian(2, 2, seed=0)
+    stream = model.stream()
+    for y in ([0.1, 0.2], gone, torch.tensor([0.3, 0.4])):
+        stream.update(y)
+    nan = math.nan
+    assert_close(stream.log_prob, model.log_prob([[0.1, 0.2], [nan, nan], [0.3, 0.4]]).detach(), rtol=0, atol=1e-6)
+    one = ss.linear_gaussian(2, 1, seed=0).stream()
+    for y in (0.5, None, [0.3], torch.tensor(0.2), math.nan):
+        one.update(y)
+    assert bool(one.log_prob.isfinite())
+
+
+def test_a_stream_goes_on_from_a_belief():
+    for model in (chain(), ss.lstm(3, 4, dtype=torch.float64, seed=0), ss.ladder("hmm/gated", 3, 3, seed=0)):
+        first = model.filter([0, 1, 2])
+        stream = model.stream(belief=first.belief)
+        stream.update(1)
+        assert_close(first.log_prob + stream.log_prob, model.log_prob([0, 1, 2, 1]).detach())
+
+
+def test_sampling():
+    model = chain()
+    z, y = model.sample(n=3, length=4, seed=0)
+    assert z.shape == y.shape == (3, 4)
+    z, y = model.sample(length=4, seed=0)
+    assert z.shape == y.shape == (4,)
+    for bad in ({"length": 0}, {"n": 0}):
+        with pytest.raises(ss.StatespanError, match="sample at least one"):
+            model.sample(**bad)
+    with pytest.raises(ss.StatespanError, match="draw at least one path"):
+        model.sample_posterior([0, 1], n=0)
+    joint = torch.bincount(z, minlength=2)
+    assert joint.sum() == 4
+
+
+def test_samples_have_the_joint_of_states_and_symbols():
+    model = chain()
+    z, y = model.sample(20_000, 2, seed=0)
+    found = torch.bincount(((z[:, 0] * 3 + y[:, 0]) * 2 + z[:, 1]) * 3 + y[:, 1], minlength=36) / 20_000
+    pi, a, b = model.initial.probs(), model.transition.probs, model.emission.probs
+    truth = torch.einsum("i,iv,ij,jw->ivjw", pi, b, a, b).flatten().detach()
+    assert_close(found.double(), truth, rtol=0, atol=0.012)
+
+
+def test_nothing_missing_is_imputed_as_it_is():
+    y = torch.tensor([0, 1, 2])
+    assert torch.equal(chain().impute(y), y)
+    assert [f.tolist() for f in chain().impute([[0, 1], [2]])] == [[0, 1], [2]]
