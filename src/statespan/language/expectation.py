@@ -16,12 +16,16 @@ from statespan.fit import EM
 from statespan.language import checkpoints
 from statespan.language.scoring import batches, perplexity, score_stream
 from statespan.language.training import Curve, Progress, Stopped, never
+from statespan.part import seeded
 
-BATCH_NUMBERS = 2**23
-"""Symbols times states that an E-step takes at once: 32,768 symbols at 256 states, 32 MB a float32 tensor."""
+BATCH_NUMBERS = 2**21
+"""Symbols times states that an E-step takes at once, 8 MB a float32 tensor; larger is no faster, and needs more."""
 
-OTHER_HALF = 0.05
-"""Weight of the symbols outside a state's random half at the start; those inside have 1.05."""
+SHAPE = 0.02
+"""Of the gamma law that says how much of each symbol a state starts with: the smaller, the fewer symbols a state."""
+
+FLOOR = 1e-5
+"""Added to those draws, so that no state starts without a symbol for good."""
 
 PSEUDO_COUNTS = 0.1
 """Added to the expected count of each first state and of each move."""
@@ -40,7 +44,7 @@ class _Rounds:
 class EMTrainer:
     """Trains one finite state model by expectation maximisation on sentences, each on its own.
 
-    It starts with each state on its own random half of the symbols. Each iteration is a place to stop and to go on
+    It starts with each state on a few symbols of its own, drawn at random. Each iteration is a place to stop and to go on
     from, to the same numbers.
 
     Args:
@@ -151,10 +155,10 @@ class EMTrainer:
 
     @torch.no_grad()
     def _start(self, seed: int) -> None:
-        """Each state on its own random half of the symbols."""
-        generator = torch.Generator().manual_seed(seed + 1)
-        half = torch.rand(len(self.frequencies), self.model.emission.states, generator=generator) < 0.5
-        probs = self.frequencies[:, None] * (OTHER_HALF + half)
+        """Each state on a few random symbols: frequencies times draws from a gamma law of small shape."""
+        with seeded(seed + 1):
+            shape = torch.full((len(self.frequencies), self.model.emission.states), SHAPE)
+            probs = self.frequencies[:, None] * (torch.distributions.Gamma(shape, 1.0).sample() + FLOOR)
         self.model.emission.set_probs((probs / probs.sum(0)).T)
 
     def save(self) -> None:
