@@ -44,8 +44,8 @@ class _Rounds:
 class EMTrainer:
     """Trains one finite state model by expectation maximisation on sentences, each on its own.
 
-    It starts with each state on a few symbols of its own, drawn at random. Each iteration is a place to stop and to go on
-    from, to the same numbers.
+    It starts with each state on a few symbols of its own, drawn at random. Each iteration is a place to stop and to
+    go on from, to the same numbers.
 
     Args:
         model: an exact model of symbols, trained in place; at the end it holds the parameters with the best
