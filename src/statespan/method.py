@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from statespan.belief import select
+from statespan.belief import select, with_fed
 from statespan.errors import StatespanError
 from statespan.sequences import Sequences
 from statespan.shapes import Float
@@ -195,9 +195,13 @@ def find_kernel(model: "statespan.model.StateSpace", method: Method) -> Kernel |
 # ------------------------------------------------------------------------------------------------- scan
 
 
-def alias(tree: Tree) -> Tree:
-    """A view of every tensor, so that a gradient at the seam between two steps has one meaning."""
-    return tree_map(lambda x: x.view_as(x), tree)
+def alias(belief: Any) -> Any:
+    """A view of the state's tensors, so that a gradient at the seam between two steps has one meaning."""
+    return with_fed(tree_map(_view, belief.state), belief.fed) if torch.is_grad_enabled() else belief
+
+
+def _view(x: Tensor) -> Tensor:
+    return x.view_as(x)
 
 
 def scan(

@@ -11,6 +11,7 @@ from statespan.method import Method, Prepared, run
 from statespan.methods.finite import ACCEPTS, Constants, Likelihood, Moves, finite_constants, finite_prepare
 from statespan.methods.max_product import MaxProduct
 from statespan.sequences import Sequences
+from statespan.shapes import Float
 from statespan.tree import Shared, Tree, leaves, replace_leaves, tree_map
 
 
@@ -55,7 +56,7 @@ class Forward(Method):
             moved = torch.where(fed.observed[:, None], moved, probs @ average.value)
         return Discrete(moved)
 
-    def update(self, model: Any, belief: Discrete, likelihood: Likelihood) -> tuple[Any, Tensor]:
+    def update(self, model: Any, belief: Discrete, likelihood: Likelihood) -> tuple[Any, Float[Tensor, " B"]]:
         """Bayes' rule; an impossible observation gives minus infinity and a belief of zeros, never a NaN."""
         joint = belief.probs * likelihood.value
         total = joint.sum(-1)
@@ -125,7 +126,7 @@ def _fill_by_trial(model: Any, method: "Forward", constants: Constants, data: Se
 
 def expectations(
     model: Any, method: Forward, prepared: Prepared, belief: Any, shape: tuple[int, int]
-) -> tuple[Tensor, Tree, Tensor]:
+) -> tuple[Float[Tensor, "T B K"], Tree, Float[Tensor, "T B"]]:
     r"""The E-step, by one backward pass.
 
     Posterior p(z_t | y) = likelihood x d log p / d likelihood; expected counts of moves = table x d log p / d table.

@@ -12,6 +12,7 @@ from statespan.method import Method, Prepared, smooth_backward
 from statespan.part import Affine, GaussianInitial, LinearPart
 from statespan.parts.linear import factor, lower
 from statespan.sequences import Sequences
+from statespan.shapes import Float
 from statespan.tree import Shared, Tree
 
 
@@ -86,7 +87,7 @@ class Kalman(Method):
         root = torch.cat([move.matrix @ belief.scale, move.scale.expand(batch, -1, -1)], -1)
         return Gaussian(belief.mean @ move.matrix.mT + move.offset, lower(root))
 
-    def update(self, model: Any, belief: Gaussian, likelihood: Observation) -> tuple[Gaussian, Tensor]:
+    def update(self, model: Any, belief: Gaussian, likelihood: Observation) -> tuple[Gaussian, Float[Tensor, " B"]]:
         """Moments given y_t, and the log-density of y_t's observed coordinates."""
         matrix, scale = likelihood.matrix, likelihood.scale
         batch, dim = belief.mean.shape

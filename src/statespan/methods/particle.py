@@ -12,6 +12,7 @@ from statespan.errors import StatespanError
 from statespan.method import Method, Prepared, smooth_backward
 from statespan.part import Generative
 from statespan.sequences import Sequences
+from statespan.shapes import Float
 from statespan.tree import Tree, tree_map
 
 
@@ -97,7 +98,7 @@ class ParticleFilter(Method):
         moved = model.transition(belief.at(ancestors), move[0]).sample()
         return Particles(moved, torch.where(uneven, flat, belief.log_weights), ancestors)
 
-    def update(self, model: Any, belief: Particles, likelihood: Observed) -> tuple[Particles, Tensor]:
+    def update(self, model: Any, belief: Particles, likelihood: Observed) -> tuple[Particles, Float[Tensor, " B"]]:
         """Weigh by p(y_t | z_t); log p(y_t | y_<t) is the log of the mean weight."""
         if likelihood.y is None:
             return belief, torch.zeros(len(belief.z), dtype=torch.float64, device=belief.z.device)

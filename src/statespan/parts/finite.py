@@ -9,6 +9,7 @@ from torch.distributions import Categorical as CategoricalDistribution
 
 from statespan.kernels.gated import gated_push
 from statespan.part import FiniteTransition, Generative, Part
+from statespan.shapes import Float
 from statespan.tree import Shared, Tree
 
 
@@ -47,15 +48,15 @@ class Dense(Part, FiniteTransition, Generative):
         """A, the same at every step."""
         return Shared(constants)
 
-    def push(self, probs: Tensor, tables: Tensor, fed: Tree = None) -> Tensor:
+    def push(self, probs: Float[Tensor, "B K"], tables: Tensor, fed: Tree = None) -> Float[Tensor, "B K"]:
         """P A."""
         return probs @ tables
 
-    def pull(self, values: Tensor, tables: Tensor, fed: Tree = None) -> Tensor:
+    def pull(self, values: Float[Tensor, "B K"], tables: Tensor, fed: Tree = None) -> Float[Tensor, "B K"]:
         """A f."""
         return values @ tables.mT
 
-    def dense(self, tables: Tensor, fed: Tree = None) -> Tensor:
+    def dense(self, tables: Tensor, fed: Tree = None) -> Float[Tensor, "*B K K"]:
         """A."""
         return tables
 
@@ -113,15 +114,15 @@ class FedTransition(Part, FiniteTransition):
         """The move's drive by the feature of y, for all t at once."""
         return self.move.drive(self.feature(y, constants[0]), constants[1])
 
-    def push(self, probs: Tensor, tables: Tree, fed: Tree) -> Tensor:
+    def push(self, probs: Float[Tensor, "B K"], tables: Tree, fed: Tree) -> Float[Tensor, "B K"]:
         """P A(fed)."""
         return self.move.push(probs, tables, fed)
 
-    def pull(self, values: Tensor, tables: Tree, fed: Tree) -> Tensor:
+    def pull(self, values: Float[Tensor, "B K"], tables: Tree, fed: Tree) -> Float[Tensor, "B K"]:
         """A(fed) f."""
         return self.move.pull(values, tables, fed)
 
-    def dense(self, tables: Tree, fed: Tree) -> Tensor:
+    def dense(self, tables: Tree, fed: Tree) -> Float[Tensor, "*B K K"]:
         """A(fed), (B, K, K)."""
         return self.move.dense(tables, fed)
 
@@ -178,15 +179,15 @@ class RowsAddition(Part):
         column = _relative_exp(self.input(e))
         return self.Drive(column, 1 / (column @ constants.mT))
 
-    def push(self, probs: Tensor, tables: Tensor, fed: "RowsAddition.Drive") -> Tensor:
+    def push(self, probs: Float[Tensor, "B K"], tables: Tensor, fed: "RowsAddition.Drive") -> Float[Tensor, "B K"]:
         """P A."""
         return ((probs * fed.row) @ tables) * fed.column
 
-    def pull(self, values: Tensor, tables: Tensor, fed: "RowsAddition.Drive") -> Tensor:
+    def pull(self, values: Float[Tensor, "B K"], tables: Tensor, fed: "RowsAddition.Drive") -> Float[Tensor, "B K"]:
         """A f."""
         return ((values * fed.column) @ tables.mT) * fed.row
 
-    def dense(self, tables: Tensor, fed: "RowsAddition.Drive") -> Tensor:
+    def dense(self, tables: Tensor, fed: "RowsAddition.Drive") -> Float[Tensor, "*B K K"]:
         """A, (..., K, K)."""
         return fed.row[..., :, None] * tables * fed.column[..., None, :]
 
@@ -227,15 +228,15 @@ class RowsGate(Part):
         """The gate, (..., K)."""
         return self.input(e).sigmoid()
 
-    def push(self, probs: Tensor, tables: Tensor, fed: Tensor) -> Tensor:
+    def push(self, probs: Float[Tensor, "B K"], tables: Tensor, fed: Tensor) -> Float[Tensor, "B K"]:
         """P A."""
         return gated_push(probs, tables, fed)
 
-    def pull(self, values: Tensor, tables: Tensor, fed: Tensor) -> Tensor:
+    def pull(self, values: Float[Tensor, "B K"], tables: Tensor, fed: Tensor) -> Float[Tensor, "B K"]:
         """A f."""
         return (self.dense(tables, fed) @ values[..., None])[..., 0]
 
-    def dense(self, tables: Tensor, fed: Tensor) -> Tensor:
+    def dense(self, tables: Tensor, fed: Tensor) -> Float[Tensor, "*B K K"]:
         """A, (..., K, K)."""
         return (tables * fed[..., None, :]).softmax(-1)
 
@@ -270,15 +271,15 @@ class RowsTensor(Part):
         """The feature itself, (..., K): the table is too large to make for all t at once."""
         return e
 
-    def push(self, probs: Tensor, tables: tuple[Tensor, Tensor], fed: Tensor) -> Tensor:
+    def push(self, probs: Float[Tensor, "B K"], tables: tuple[Tensor, Tensor], fed: Tensor) -> Float[Tensor, "B K"]:
         """P A."""
         return (probs[..., None, :] @ self.dense(tables, fed))[..., 0, :]
 
-    def pull(self, values: Tensor, tables: tuple[Tensor, Tensor], fed: Tensor) -> Tensor:
+    def pull(self, values: Float[Tensor, "B K"], tables: tuple[Tensor, Tensor], fed: Tensor) -> Float[Tensor, "B K"]:
         """A f."""
         return (self.dense(tables, fed) @ values[..., None])[..., 0]
 
-    def dense(self, tables: tuple[Tensor, Tensor], fed: Tensor) -> Tensor:
+    def dense(self, tables: tuple[Tensor, Tensor], fed: Tensor) -> Float[Tensor, "*B K K"]:
         """A, (..., K, K)."""
         tensor, base = tables
         return ((fed @ tensor.mT).unflatten(-1, base.shape) + base).softmax(-1)
