@@ -1,6 +1,5 @@
 """The command line."""
 
-import os
 import shlex
 import sys
 import webbrowser
@@ -31,13 +30,12 @@ def main() -> None:
         code = app(standalone_mode=False)
     except StatespanError as error:
         sys.exit(_complain(str(error), BAD_INPUT))
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_complain("stopped; what was done is kept, and --resume goes on from there", INTERRUPTED))
-    except BrokenPipeError:  # as in `statespan ladder list | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except USAGE_ERROR as error:
         sys.exit(_complain(f"{error.format_message().rstrip('.')}; see statespan --help", BAD_INPUT))  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED  # which newer versions of typer return
+    if code == INTERRUPTED:
+        _complain("stopped; what was done is kept, and --resume goes on from there", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -106,13 +104,16 @@ def ladder_run(
         plan = recipes.on_own_text(plan, own, form)
     if only is not None:
         plan = recipes.only(plan, only)
+    screen = terminal.console()
     material = texts.read(plan.text, data or path.parent)
+    terminal.say_text(screen, material)
+    asked = plan
     if own is not None:
         plan = recipes.suited(plan, material.tokens)
     if epochs is not None:
         plan = recipes.passes(plan, epochs)
-    screen = terminal.console()
-    terminal.say_text(screen, material)
+    elif plan != asked:
+        terminal.say_small(screen, plan)
     run = Run(plan, material, out or Path("out") / (own or path).stem, resume)
     try:
         if run.todo:

@@ -18,8 +18,9 @@ from statespan.language.training import Progress as Training
 PLAIN_WIDTH = 110
 """Columns of a line where the output is no terminal."""
 
-NAME_WIDTH = 31
-BAR_WIDTH = 12
+NAME_WIDTH, BAR_WIDTH, NOTE_WIDTH, LEFT_WIDTH = 31, 10, 27, 12
+BESIDE_NAME = BAR_WIDTH + 5 + NOTE_WIDTH + LEFT_WIDTH + 4
+"""What is left of a line of progress for a row's name is the terminal's width less this."""
 
 
 def console() -> Console:
@@ -35,6 +36,12 @@ def say_text(screen: Console, material: Material) -> None:
     tagged = f", {len(material.tags)} tags" if material.tags else ""
     said = f"{material.name}: {counts} {material.level} to learn from, choose on and test on"
     screen.print(f"{said}; {len(material.vocabulary):,} different{tagged}", markup=False)
+
+
+def say_small(screen: Console, recipe: Recipe) -> None:
+    """That a text is so small that it is passed over more often than the recipe says."""
+    epochs = max(entry.how.epochs for entry in recipe.entries)
+    screen.print(f"a small text, so it is passed over up to {epochs} times, in narrow batches")
 
 
 def say_time(screen: Console, recipe: Recipe, expected: Estimate, kept: int) -> None:
@@ -65,12 +72,13 @@ def follow(screen: Console, events: Iterable[Event], expected: Estimate) -> None
         expected: seconds each row should take; the bar of all rows weighs them by it.
     """
     bars = Progress(
-        TextColumn("{task.description}", table_column=Column(width=NAME_WIDTH, no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.description}", table_column=_column(min(NAME_WIDTH, max(8, screen.width - BESIDE_NAME)))),
         BarColumn(BAR_WIDTH),
-        TextColumn("{task.percentage:3.0f} %"),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", min_width=24)),
-        _Left(),
+        TextColumn("{task.percentage:3.0f} %", table_column=_column(5)),
+        TextColumn("{task.fields[note]}", table_column=_column(NOTE_WIDTH)),
+        _Left(table_column=_column(LEFT_WIDTH)),
         console=screen,
+        transient=True,
         disable=not screen.is_terminal,
     )
     with bars:
@@ -94,6 +102,11 @@ def follow(screen: Console, events: Iterable[Event], expected: Estimate) -> None
             bars.update(whole, completed=sum(done.values()))
 
 
+def _column(width: int) -> Column:
+    """A column of one line."""
+    return Column(width=width, no_wrap=True, overflow="ellipsis")
+
+
 def _note(progress: Training) -> str:
     """Speed and perplexity."""
     known = progress.valid == progress.valid
@@ -109,4 +122,4 @@ class _Left(ProgressColumn):
         left = None
         if task.total and task.completed and task.elapsed:
             left = task.elapsed * (task.total / task.completed - 1)
-        return Text(f"{show_clock(left, '?'):>5s} left", style="cyan")
+        return Text(f"{show_clock(left, '?'):>7s} left", style="cyan")
