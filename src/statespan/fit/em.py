@@ -25,7 +25,10 @@ class Statistics(NamedTuple):
 
 
 SMALLEST_GROUP = 8192
-"""Symbols below which sequences of unlike length stay together."""
+"""Steps below which sequences of unlike length stay together."""
+
+LARGEST_GROUP = 1_500_000
+"""Numbers (steps times states) above which a group is cut: larger tensors cost cache misses and page faults."""
 
 
 def closed_parts(model: Any) -> list[nn.Module]:
@@ -91,7 +94,7 @@ class EM(Fitter):
         check(Forward(), model)
         if start:
             restart(model, data)
-        return self.fit_batches(model, *_batches(data, self.batch))
+        return self.fit_batches(model, *group(data, len(model.initial.probs()), self.batch))
 
     def fit_batches(self, model: Any, batches: list[Sequences], names: list[Tensor] | None = None) -> float:
         """Fit in place to sequences already in batches; the log-likelihood at the last E-step.
@@ -180,16 +183,26 @@ def observations(data: Sequences) -> int:
     return int((present if present.dim() == 2 else present.any(-1)).sum())
 
 
-def _batches(data: Sequences, size: int) -> tuple[list[Sequences], list[Tensor]]:
-    """Sequences of like length together, at most `size` at once, so that little is padding; and which they are."""
-    batch = data.shape[1]
+def group(data: Sequences, states: int, size: int = 4096) -> tuple[list[Sequences], list[Tensor]]:
+    """Sequences of like length together, so that little is padding, in groups that stay in the cache.
+
+    Args:
+        data: the sequences.
+        states: K; a group is cut where its steps times K grow large.
+        size: sequences in a group at most.
+
+    Returns:
+        The groups, and which sequences each holds.
+    """
+    length, batch = data.shape
     if data.lengths is None:
-        names = list(torch.arange(batch, device=data.device).split(size))
+        most = max(1, min(size, LARGEST_GROUP // (length * states)))
+        names = list(torch.arange(batch, device=data.device).split(most))
         return ([data] if len(names) == 1 else [take(data, index) for index in names]), names
     lengths, order = data.lengths.sort(descending=True, stable=True)
     groups, start, steps = [], 0, lengths.tolist()
     for i in range(1, batch + 1):
-        full = i - start == size
+        full = i - start == size or (i - start + 1) * steps[start] * states > LARGEST_GROUP
         # A new group pays its own overhead: it begins where the padding it saves is worth more.
         short = i < batch and steps[i] < 0.8 * steps[start] and (i - start) * steps[start] > SMALLEST_GROUP
         if i == batch or full or short:
