@@ -63,9 +63,9 @@ FACTORIES: dict[str, Callable[[], Any]] = {
 }
 
 METHODS: dict[str, Callable[[], ss.Method]] = {
-    "particles/linear-gaussian": lambda: ss.ParticleFilter(400),
-    "particles/hmm": lambda: ss.ParticleFilter(400),
-    "particles/hmm-gaussian": lambda: ss.ParticleFilter(400),
+    "particles/linear-gaussian": lambda: ss.ParticleFilter(100),
+    "particles/hmm": lambda: ss.ParticleFilter(100),
+    "particles/hmm-gaussian": lambda: ss.ParticleFilter(100),
 }
 """The method of a factory, where it is not the model's own."""
 

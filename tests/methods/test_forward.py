@@ -59,7 +59,6 @@ def check_against_every_path(model: ss.StateSpace, y: torch.Tensor, seen: torch.
         found = every[(paths[:, :count] * power[:, None]).sum(0)]
         assert_close(found, scores[:count], **TIGHT)
         assert len({tuple(p.tolist()) for p in paths.T[:count]}) == count
-    assert_close(model.decode(data)[0], paths[:, 0])
     if len(best.values) == 1 or best.values[0] - best.values[1] > 1e-9:
         assert_close(paths[:, 0], truth.paths[best.indices[0]])
 
@@ -72,6 +71,8 @@ def test_a_thousand_random_models_against_every_path():
         y = torch.randint(symbols, (length,), generator=generator)
         seen = torch.ones(length, dtype=torch.bool)
         check_against_every_path(model, y, seen, torch.full((length,), -1))
+        if i % 10 == 0:
+            assert_close(model.decode(y), model.decode(y, k=5)[0][:, 0])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
