@@ -25,10 +25,7 @@ def _trace(prepared: Prepared, log_normaliser: torch.Tensor, filtered: torch.Ten
     """What the scan would have kept."""
     likelihood = prepared.likelihoods
     state = with_fed(Discrete(filtered), likelihood.fed)
-    if prepared.lengths is None:
-        last = tree_map(lambda x: x[-1], state)
-    else:
-        last = select(state, prepared.lengths - 1)
+    last = tree_map(lambda x: x[-1], state) if prepared.lengths is None else select(state, prepared.lengths - 1)
     return Trace(filtered=state, last=last, log_prob=log_normaliser + likelihood.log_scale)
 
 
