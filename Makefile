@@ -31,7 +31,7 @@ lint: $(STAMP)
 	$(BIN)/basedpyright
 
 docs: $(STAMP)
-	$(BIN)/python -m doctest docs/design.md README.md
+	$(BIN)/python -m pytest tests/test_docs.py tests/test_examples.py
 
 clean:
 	rm -rf .venv out dist
