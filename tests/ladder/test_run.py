@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import signal
 from contextlib import closing
@@ -163,12 +164,12 @@ def by_hand(made, columns: Tensor) -> tuple[Tensor, Tensor]:
 
 def best_path(made, words: list[int]) -> list[int]:
     """The likeliest of all K^T paths."""
-    first, move = made.initial.logits.log_softmax(-1), made.transition.logits.log_softmax(-1)
-    emit = made.emission.table.log_probs()
+    first, move = (x.logits.log_softmax(-1).tolist() for x in (made.initial, made.transition))
+    emit = made.emission.table.log_probs().tolist()
 
     def score(path: tuple[int, ...]) -> float:
-        total = first[path[0]] + sum(move[a, b] for a, b in itertools.pairwise(path))
-        return float((total + sum(emit[w, k] for w, k in zip(words, path, strict=True))).detach())
+        moves = sum(move[a][b] for a, b in itertools.pairwise(path))
+        return first[path[0]] + moves + sum(emit[w][k] for w, k in zip(words, path, strict=True))
 
     return list(max(itertools.product(range(len(first)), repeat=len(words)), key=score))
 
@@ -334,80 +335,64 @@ def recipe(rows: list[Entry], **options) -> Recipe:
     return Recipe("toy run", Text(train="x"), tuple(rows), **options)
 
 
-def drive(made: run.Run) -> list[workers.Event]:
-    with closing(made.train({})) as events:
-        return list(events)
+def children() -> list[int]:
+    """This process's children that still run."""
+    return [p.pid for p in multiprocessing.active_children() if p.pid is not None]
 
 
-def test_rows_in_workers_and_the_results(tagged, tmp_path, monkeypatch):
-    """A good row, one whose loss explodes, one whose folder is a file: each has its own end."""
+def test_rows_in_workers_each_with_its_own_end(tagged, tmp_path):
+    """One killed, one good, one whose loss explodes, one whose folder is a file, one that Ctrl-C would meet."""
+    slow = dataclasses.replace(HOW, epochs=100_000)
     rows = [
+        entry("lstm", name="killed", how=slow),
         entry("elman"),
-        entry("lstm", how=dataclasses.replace(HOW, optimizer="sgd", learning_rate=1e38, clip=0.0)),
+        entry("lstm", name="explodes", how=dataclasses.replace(HOW, optimizer="sgd", learning_rate=1e38, clip=0.0)),
         entry("hmm", name="no place"),
+        entry("gru", name="stopped", how=slow),
     ]
+    names = [row.name for row in rows]
     plan = recipe(rows, seed=3)
     done = run.Run(plan, tagged, tmp_path)
     (tmp_path / "no-place").write_text("in the way")
     expected = done.estimate()
-    assert set(expected.rows) == {"elman", "lstm", "no place"} and 0 < expected.total < 120
-    events = drive(done)
-    names = {kind: [e.name for e in events if isinstance(e, kind)] for kind in (workers.Started, workers.Finished)}
-    assert sorted(names[workers.Started]) == ["elman", "lstm", "no place"] and names[workers.Finished] == ["elman"]
-    assert [e.progress.total for e in events if isinstance(e, workers.Moved)]
-    assert "rung lstm" in done.failures["lstm"] and "window" in done.failures["lstm"]
-    assert "cannot write" in done.failures["no place"] and all("\n" not in f for f in done.failures.values())
-    results = done.results("statespan ladder run")
-    where = done.write(results)
-    read = records.read(records.load(tmp_path))
-    assert {r.name: r.finished for r in read if not r.counts} == {"elman": True, "lstm": False, "no place": False}
-    assert sum(r.counts for r in read) == 2
-    page = where.read_text()
+    assert list(expected.rows) == names and expected.total > expected.rows["killed"]
+    events: list[workers.Event] = []
+    with closing(done.train({name: -float(i) for i, name in enumerate(names)})) as happening:
+        for event in happening:
+            events.append(event)
+            if isinstance(event, workers.Moved) and event.name == "killed":
+                os.kill(min(children()), signal.SIGKILL)  # the first that was started
+            if isinstance(event, workers.Moved) and event.name == "stopped":
+                break
+    assert not children(), "no worker is left"
+    assert [e.name for e in events if isinstance(e, workers.Started)][:2] in (names[:2], names[1::-1])
+    assert {e.name for e in events if isinstance(e, workers.Started)} == set(names)
+    assert {e.name for e in events if isinstance(e, workers.Failed)} == {"killed", "explodes", "no place"}
+    assert list(done.records) == ["elman"]
+    assert all("\n" not in why for why in done.failures.values())
+    assert "its process ended before it was done" in done.failures["killed"] and "memory" in done.failures["killed"]
+    assert "rung explodes: the" in done.failures["explodes"] and "window" in done.failures["explodes"]
+    assert "cannot write" in done.failures["no place"]
+    assert (tmp_path / "stopped" / "checkpoint.safetensors").is_file()
+    # The report tells it.
+    page = done.write(done.results("statespan ladder run")).read_text()
+    read = {r.name: r for r in records.read(records.load(tmp_path))}
+    assert {name: read[name].finished for name in names} == {name: name == "elman" for name in names}
+    assert "--resume" in read["stopped"].note and "window" in read["explodes"].note
+    assert sum(r.counts for r in read.values()) == 2
     assert "not finished" in page and ("became inf" in page or "became nan" in page)
     assert not (tmp_path / run.TEXT).exists()
     # The same row in this process: the same numbers, whatever stands beside it.
-    again = row.train(rows[0], tagged, 3, tmp_path / "again")
+    again = row.train(rows[1], tagged, 3, tmp_path / "again")
     assert again["test_perplexity"] == done.records["elman"]["test_perplexity"]
-    # Resumed: what is done stays, what failed is tried again; with other settings nothing stays.
+    # Resumed: what is done stays, the rest is tried again; with other settings or a cut record nothing stays.
     resumed = run.Run(plan, tagged, tmp_path, resume=True)
     assert resumed.records == {"elman": done.records["elman"]}
-    assert [e.name for e in resumed.todo] == ["lstm", "no place"]
+    assert [e.name for e in resumed.todo] == [name for name in names if name != "elman"]
     other = recipe([entry("elman", spread=0.4)], seed=3)
     assert run.Run(other, tagged, tmp_path, resume=True).todo == list(other.entries)
     (tmp_path / "elman" / workers.RECORD).write_text("[1, 2")
     assert not run.Run(plan, tagged, tmp_path, resume=True).records
-
-
-def test_a_worker_that_is_killed_fails_its_row_and_the_others_go_on(tagged, tmp_path):
-    slow = dataclasses.replace(HOW, epochs=100_000)
-    plan = recipe([entry("lstm", how=slow), entry("hmm")], workers=1)
-    done = run.Run(plan, tagged, tmp_path)
-    with closing(done.train({"lstm": 9.0, "hmm": 1.0})) as events:
-        for event in events:
-            if isinstance(event, workers.Moved) and event.name == "lstm":
-                (child,) = children()
-                os.kill(child, signal.SIGKILL)
-    assert "its process ended before it was done" in done.failures["lstm"] and "memory" in done.failures["lstm"]
-    assert list(done.records) == ["hmm"] and not children()
-
-
-def children() -> list[int]:
-    """This process's children that still run."""
-    import multiprocessing
-
-    return [p.pid for p in multiprocessing.active_children() if p.pid is not None]
-
-
-def test_closing_a_run_stops_the_workers_with_their_checkpoints(tagged, tmp_path):
-    slow = dataclasses.replace(HOW, epochs=100_000)
-    plan = recipe([entry("lstm", how=slow)])
-    done = run.Run(plan, tagged, tmp_path)
-    with closing(done.train({})) as events:
-        next(e for e in events if isinstance(e, workers.Moved))
-    assert not children()
-    assert (tmp_path / "lstm" / "checkpoint.safetensors").is_file()
-    (stopped,) = [r for r in done.results("")["rungs"] if r["name"] == "lstm"]
-    assert stopped["test_perplexity"] is None and "--resume" in stopped["note"]
 
 
 def test_counts_are_measured_in_both_ways(tagged):

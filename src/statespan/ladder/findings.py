@@ -31,6 +31,9 @@ LEARN_COLUMNS = 32
 LEARN_TOKENS = 200_000
 """Training symbols from which p(tag | state) is learnt, at most."""
 
+PATH_TOKENS = 50_000
+"""The same for best paths, which cost K comparisons a symbol and state."""
+
 CHUNK = 2**22
 """Numbers in the largest tensor of a chunk: 16 MB in float32."""
 
@@ -154,7 +157,7 @@ def _by_path(model: Any, material: Material) -> dict[str, float]:
     """Accuracies on the best path of each whole sentence."""
     assert material.train_tags is not None and material.test_tags is not None
     width, count = model.emission.table.width, len(material.tags)
-    some = _first(material.train, LEARN_TOKENS)
+    some = _first(material.train, PATH_TOKENS)
     learnt, gold = _paths(model, material.train[:some], width), torch.cat(material.train_tags[:some])
     table = tagging.tag_given_state(learnt, gold, width, count)
     states, gold = _paths(model, material.test, width), torch.cat(material.test_tags)
