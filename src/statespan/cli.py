@@ -35,7 +35,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED  # which newer versions of typer return
     if code == INTERRUPTED:
-        _complain("stopped; what was done is kept, and --resume goes on from there", INTERRUPTED)
+        kept = "; what was done is kept, and --resume goes on from there"
+        _complain(f"stopped{kept if sys.argv[1:3] == ['ladder', 'run'] else ''}", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +107,7 @@ class _Worker:
         self.material = fetch(source)
         self.digest = self.material.digest
         self.stopping = False
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+        # Ctrl-C reaches the whole group, but only the parent, which blocked it here, decides what it means.
         signal.signal(signal.SIGTERM, lambda number, frame: self.stop())
         torch.set_num_threads(1)
 
@@ -167,7 +168,7 @@ class _Hand:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, source, out, recipe), daemon=True)
-        with _one_thread():
+        with _bringing_up():
             self.process.start()
         theirs.close()
         self.entry: Entry | None = None
@@ -244,10 +245,12 @@ def _stop(hands: list[_Hand]) -> None:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Environment in which a new process starts its libraries with one thread."""
+def _bringing_up() -> Iterator[None]:
+    """Where a new process starts its libraries with one thread, and is deaf to Ctrl-C from its first moment."""
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
+    resource_tracker.ensure_running()  # it unblocks Ctrl-C when it starts, so it starts first
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
@@ -256,3 +259,4 @@ def _one_thread() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
