@@ -357,11 +357,13 @@ def test_rows_in_workers_each_with_its_own_end(tagged, tmp_path):
     expected = done.estimate()
     assert list(expected.rows) == names and expected.total > expected.rows["killed"]
     events: list[workers.Event] = []
+    victim = 0
     with closing(done.train({name: -float(i) for i, name in enumerate(names)})) as happening:
         for event in happening:
             events.append(event)
-            if isinstance(event, workers.Moved) and event.name == "killed":
-                os.kill(min(children()), signal.SIGKILL)  # the first that was started
+            if isinstance(event, workers.Moved) and event.name == "killed" and not victim:
+                victim = min(children())  # the first that was started
+                os.kill(victim, signal.SIGKILL)
             if isinstance(event, workers.Moved) and event.name == "stopped":
                 break
     assert not children(), "no worker is left"
