@@ -10,13 +10,12 @@ from statespan.kernels.viterbi import max_product
 from statespan.method import Prepared, Trace, register
 from statespan.methods import Forward, MaxProduct
 from statespan.parts.finite import Dense, RowsAddition
-from statespan.tree import Shared, tree_map, unstack
+from statespan.tree import tree_map, unstack
 
 
 def _start(model: Any, method: Forward, prepared: Prepared, batch: int, belief: Any) -> torch.Tensor:
     """The predicted belief about the first step, (B, K)."""
-    first = prepared.moves._replace(tables=Shared(unstack(prepared.moves.tables, 1)[0]))
-    move = unstack(first, 1)[0]
+    move = unstack(prepared.moves, 1)[0]
     before = method.init(model, move, batch) if belief is None else method.predict(model, belief, move)
     return before.probs.contiguous()
 

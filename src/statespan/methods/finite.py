@@ -49,20 +49,21 @@ class Likelihood(NamedTuple):
 def prepare_likelihood(model: Any, constants: Constants, data: Sequences) -> Likelihood:
     """The likelihood of every step; ones where nothing is observed, zeros off a labelled state."""
     states, observed = len(constants.initial), data.observed
+    excluded = None if data.states is None else _excluded(data.states, states)
     if data.y is None:
         value = constants.initial.new_ones(*data.shape, states)
         log_scale = value.new_zeros(data.shape, dtype=torch.float64)
-    elif data.states is None:
+    elif excluded is None:
         value, log_scale = model.emission.likelihood(data.y, data.u, observed, constants.emission)
     else:
         log = model.emission.log_likelihood(data.y, data.u, observed, constants.emission)
-        value, log_scale = scaled(log.masked_fill(_excluded(data.states, states), -torch.inf))
+        value, log_scale = scaled(log.masked_fill(excluded, -torch.inf))
     # Past a sequence's end a likelihood may be anything: nothing there is scored, and no gradient comes from there.
     if observed is not None:
         there = observed if observed.dim() == 2 else observed.any(-1)
         value, log_scale = torch.where(there[..., None], value, 1.0), torch.where(there, log_scale, 0.0)
-    if data.states is not None:
-        value = value.masked_fill(_excluded(data.states, states), 0.0)
+    if excluded is not None:
+        value = value.masked_fill(excluded, 0.0)
     fed = None
     if model.transition.autoregressive:
         y = data.y if data.y is not None else torch.zeros(data.shape, dtype=torch.long, device=value.device)

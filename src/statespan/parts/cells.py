@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from statespan.part import CellTransition, Part
+from statespan.part import CellTransition, Part, scaled
 from statespan.parts.symbols import Table
 from statespan.tree import Lazy, Shared, Tree, tree_map
 
@@ -30,13 +30,13 @@ class LinearMove(ABC):
     def linear(self, tables: Tree) -> tuple[Tensor, Tensor | None]:
         """W, and what stands in for `fed` where nothing is fed."""
 
-    @abstractmethod
     def before(self, state: Tensor) -> Tensor:
-        """What is multiplied."""
+        """What is multiplied; the state itself unless a move says otherwise."""
+        return state
 
-    @abstractmethod
     def before_backward(self, gradient: Tensor, state: Tensor, before: Tensor) -> Tensor:
         """The gradient at the state."""
+        return gradient
 
     @abstractmethod
     def after(self, product: Tensor, fed: Tensor) -> Tensor:
@@ -67,8 +67,7 @@ class Bayes(Part):
 
     def column(self, y: Tensor, e: Tensor | None, constants: Tensor) -> Tensor:
         """p(y | k) divided by its largest value, (..., K): only ratios matter."""
-        log = self.table.columns(y, constants)
-        return (log - log.detach().amax(-1, keepdim=True)).exp()
+        return scaled(self.table.columns(y, constants))[0]
 
     def absorb(self, state: Tensor, column: Tensor) -> Tensor:
         """The state given the symbol."""
@@ -197,14 +196,6 @@ class Nonlinear(Part, LinearMove):
         """W' and b."""
         return tables
 
-    def before(self, state: Tensor) -> Tensor:
-        """The state."""
-        return state
-
-    def before_backward(self, gradient: Tensor, state: Tensor, before: Tensor) -> Tensor:
-        """The gradient itself."""
-        return gradient
-
     def after(self, product: Tensor, fed: Tensor) -> Tensor:
         """F of the sum."""
         return ACTIVATIONS[self.activation].forward(product.add_(fed))
@@ -308,14 +299,6 @@ class Multiplicative(Part, LinearMove):
         """W'."""
         return tables, None
 
-    def before(self, state: Tensor) -> Tensor:
-        """The state."""
-        return state
-
-    def before_backward(self, gradient: Tensor, state: Tensor, before: Tensor) -> Tensor:
-        """The gradient itself."""
-        return gradient
-
     def after(self, product: Tensor, fed: Tensor) -> Tensor:
         """The sigmoid of the product."""
         return (product * fed).sigmoid_()
@@ -365,14 +348,6 @@ class Jordan(Part, LinearMove):
     def linear(self, tables: Tensor) -> tuple[Tensor, None]:
         """U'."""
         return tables, None
-
-    def before(self, state: Tensor) -> Tensor:
-        """The state."""
-        return state
-
-    def before_backward(self, gradient: Tensor, state: Tensor, before: Tensor) -> Tensor:
-        """The gradient itself."""
-        return gradient
 
     def after(self, product: Tensor, fed: Tensor) -> Tensor:
         """The sigmoid of the sum."""

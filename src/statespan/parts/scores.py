@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical as CategoricalDistribution
 
-from statespan.part import CellEmission, Generative, Part
+from statespan.part import CellEmission, Generative, Part, scaled
 from statespan.parts.symbols import Columns, Table
 from statespan.sequences import Event
 from statespan.shapes import Float, Int
@@ -38,10 +38,9 @@ class Mixture(Part, CellEmission):
         self, state: Float[Tensor, "... K"], y: Int[Tensor, "..."], constants: Columns
     ) -> Float[Tensor, "..."]:
         """Log p(y), (...), by the log of a sum scaled by its largest term."""
-        log = self.table.columns(y, constants.normaliser)
-        top = log.detach().amax(-1, keepdim=True)
-        mixed = (self.distribution(state) * (log - top).exp()).sum(-1)
-        return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log() + top[..., 0]
+        value, log_scale = scaled(self.table.columns(y, constants.normaliser))
+        mixed = (self.distribution(state) * value).sum(-1)
+        return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log() + log_scale
 
     def predict(self, state: Float[Tensor, "... K"], constants: Columns) -> CategoricalDistribution:
         """The distribution of y."""
