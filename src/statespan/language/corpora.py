@@ -98,7 +98,7 @@ def read_text(path: str | Path) -> list[Sentence]:
         >>> read_text(file)
         [Sentence(words=('so', 'it', 'goes'), tags=None)]
     """
-    return _some([Sentence(tuple(words)) for line in _text(path).split("\n") if (words := line.split())], path)
+    return _some([Sentence(tuple(words)) for line in utf8(path).split("\n") if (words := line.split())], path)
 
 
 def read_tagged(path: str | Path) -> list[Sentence]:
@@ -125,7 +125,7 @@ def read_tagged(path: str | Path) -> list[Sentence]:
         [Sentence(words=('1/2', 'pending'), tags=('CD', 'VBG'))]
     """
     sentences = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(utf8(path).split("\n"), 1):
         tokens = line.split()
         pairs = [(word, tag.split("|", 1)[0]) for word, _, tag in (token.rpartition("/") for token in tokens)]
         for position, (word, tag) in enumerate(pairs):
@@ -179,7 +179,7 @@ def read_conllu(path: str | Path) -> list[Sentence]:
                     sentences.append(Sentence(tuple(token["form"] for token in nodes), tags))
                 number += 1
     except (OSError, UnicodeDecodeError):
-        _text(path)  # tells what is wrong, and where
+        utf8(path)  # tells what is wrong, and where
         raise
     except ParseException as error:
         reason = str(error).rstrip(".")
@@ -301,7 +301,8 @@ def _some(sentences: list[Sentence], path: str | Path) -> list[Sentence]:
     return sentences
 
 
-def _text(path: str | Path) -> str:
+def utf8(path: str | Path) -> str:
+    """The text of a file, or one line that says why it cannot be read."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
