@@ -5,7 +5,7 @@ the verbs (log_prob, filter, smooth, decode, forecast, sample, impute, fit, stre
 """
 
 from statespan.answers import Forecast, Posterior
-from statespan.belief import Best, Discrete, Hidden, Particles, Point
+from statespan.belief import Best, Diffuse, Discrete, Hidden, Particles, Point
 from statespan.belief import Gaussian as GaussianBelief
 from statespan.errors import StatespanError
 from statespan.families import hmm, linear_gaussian
@@ -21,8 +21,9 @@ from statespan.model import StateSpace
 from statespan.part import Part
 from statespan.parts.emissions import Categorical, Gaussian
 from statespan.parts.finite import Dense
-from statespan.parts.initial import NormalStart, Start
-from statespan.parts.linear import Linear
+from statespan.parts.gaussian_initial import DiffuseStart, NormalStart, StationaryStart
+from statespan.parts.initial import Start
+from statespan.parts.linear import Linear, Modulated, Scheduled
 from statespan.sequences import Sequences
 from statespan.tree import Shared, detach
 from statespan.verbs import Stream
@@ -35,6 +36,8 @@ __all__ = [
     "Best",
     "Categorical",
     "Dense",
+    "Diffuse",
+    "DiffuseStart",
     "Discrete",
     "Forecast",
     "Forward",
@@ -45,6 +48,7 @@ __all__ = [
     "Linear",
     "MaxProduct",
     "Method",
+    "Modulated",
     "NormalStart",
     "Part",
     "ParticleFilter",
@@ -52,11 +56,13 @@ __all__ = [
     "Point",
     "Posterior",
     "Recurrent",
+    "Scheduled",
     "Sequences",
     "Shared",
     "Start",
     "StateSpace",
     "StatespanError",
+    "StationaryStart",
     "Stream",
     "__version__",
     "detach",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from statespan.errors import StatespanError
 from statespan.tree import Tree, tree_map
 
 
@@ -79,6 +80,11 @@ class Gaussian(NamedTuple):
         """Nothing."""
         return None
 
+    @property
+    def factor(self) -> None:
+        """It is flat along no direction (see `Diffuse`)."""
+        return None
+
     def draw(self) -> "Gaussian":
         """A belief without spread at a draw from this one."""
         noise = torch.randn_like(self.mean)[..., None]
@@ -91,6 +97,51 @@ class Gaussian(NamedTuple):
     def summary(self) -> dict[str, Tensor]:
         """`mean` and `covariance`."""
         return {"mean": self.mean, "covariance": self.scale @ self.scale.mT}
+
+
+class Diffuse(NamedTuple):
+    """A normal distribution that is flat along some directions: covariance scale scale' + k factor factor', k infinite.
+
+    Args:
+        mean: (..., D); along the factor it says nothing.
+        scale: (..., D, D), lower triangular, may be singular.
+        factor: (..., D, q); columns of zeros once the data have settled them.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    factor: Tensor
+
+    @property
+    def state(self) -> "Diffuse":
+        """Itself."""
+        return self
+
+    @property
+    def fed(self) -> None:
+        """Nothing."""
+        return None
+
+    def draw(self) -> "Diffuse":
+        """A belief without spread at a draw from this one."""
+        if bool(self.factor.any()):
+            raise StatespanError(
+                "the state is still diffuse here, and a flat distribution has no draws; give more observations, or a "
+                "known or stationary start"
+            )
+        return self._replace(**Gaussian(self.mean, self.scale).draw()._asdict())
+
+    def point(self) -> Tensor:
+        """The mean, (..., D)."""
+        return self.mean
+
+    def summary(self) -> dict[str, Tensor]:
+        """`mean` and `covariance`, whose entries are infinite where the factor reaches."""
+        flat = self.factor @ self.factor.mT
+        size = self.factor.abs() @ self.factor.abs().mT
+        reached = flat.abs() > size * torch.finfo(flat.dtype).eps ** 0.5
+        covariance = torch.where(reached, flat.sign() * torch.inf, self.scale @ self.scale.mT)
+        return {"mean": self.mean, "covariance": covariance}
 
 
 class Particles(NamedTuple):

@@ -3,15 +3,17 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from statespan.errors import StatespanError
+from statespan.families_linear import linear_gaussian
 from statespan.model import StateSpace
 from statespan.part import seeded
 from statespan.parts.emissions import stochastic
 from statespan.parts.finite import Dense
-from statespan.parts.initial import NormalStart, Start
-from statespan.parts.linear import Linear, factor
+from statespan.parts.initial import Start
+
+__all__ = ["hmm", "linear_gaussian"]
 
 
 def hmm(
@@ -82,122 +84,6 @@ def hmm(
     return model
 
 
-def linear_gaussian(
-    state: int | None = None,
-    observed: int | None = None,
-    dynamics: Any = None,
-    state_noise: Any = None,
-    observation: Any = None,
-    observation_noise: Any = None,
-    initial_mean: Any = None,
-    initial_covariance: Any = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    seed: int | None = None,
-) -> StateSpace:
-    r"""z_t = A z_{t-1} + N(0, Q), y_t = C z_t + N(0, R), z_1 ~ N(m, P).
-
-    What is not given starts at: A = 0.9 I, Q = I, C random normal, R = I, m = 0, P = I.
-
-    Args:
-        state: D.
-        observed: E.
-        dynamics: A, (D, D).
-        state_noise: Q, (D, D), a covariance.
-        observation: C, (E, D).
-        observation_noise: R, (E, E), a covariance.
-        initial_mean: m, (D,).
-        initial_covariance: P, (D, D).
-        dtype: float64 unless you say otherwise.
-        device: where the parameters lie.
-        seed: makes the random start repeatable.
-
-    Raises:
-        StatespanError: shapes that do not agree, or a covariance that is not symmetric positive semi-definite.
-
-    Source:
-        Kalman 1960; Sarkka and Svensson 2023, section 6.3.
-
-    Example:
-        >>> import statespan as ss
-        >>> model = ss.linear_gaussian(state=2, observed=1, seed=0)
-        >>> model.smooth([[0.1], [0.3], [float("nan")]]).mean.shape
-        torch.Size([3, 2])
-    """
-    a, c = _matrix(dynamics, "dynamics"), _matrix(observation, "observation")
-    q, r = _matrix(state_noise, "state_noise"), _matrix(observation_noise, "observation_noise")
-    p = _matrix(initial_covariance, "initial_covariance")
-    m = None if initial_mean is None else torch.as_tensor(initial_mean, dtype=torch.float64)
-    if m is not None and m.dim() != 1:
-        raise StatespanError(f"linear_gaussian(initial_mean=) has {m.dim()} dimensions; give a vector")
-    states = {
-        "state=": state,
-        "dynamics": None if a is None else len(a),
-        "state_noise": None if q is None else len(q),
-        "observation's columns": None if c is None else c.shape[1],
-        "initial_mean": None if m is None else len(m),
-        "initial_covariance": None if p is None else len(p),
-    }
-    outputs = {
-        "observed=": observed,
-        "observation's rows": None if c is None else len(c),
-        "observation_noise": None if r is None else len(r),
-    }
-    d, e = _agree(states, "state=D"), _agree(outputs, "observed=E")
-    with seeded(seed):
-        model = StateSpace(NormalStart(d), Linear(d), Linear(d, e))
-        nn.init.normal_(model.emission.matrix)
-    model = model.to(torch.float64)
-    with torch.no_grad():
-        model.transition.matrix.copy_(0.9 * torch.eye(d) if a is None else _square(a, "dynamics"))
-        for name, value, target in (
-            ("state_noise", q, model.transition.scale),
-            ("observation_noise", r, model.emission.scale),
-            ("initial_covariance", p, model.initial.scale),
-        ):
-            if value is not None:
-                target.copy_(_root(value, name))
-        if c is not None:
-            model.emission.matrix.copy_(c)
-        if m is not None:
-            model.initial.mean.copy_(m)
-    return model.to(device=device, dtype=dtype or torch.float64)
-
-
 def _is_table(x: Any) -> bool:
     """Whether a user gave numbers rather than a part."""
     return x is not None and not isinstance(x, nn.Module)
-
-
-def _matrix(x: Any, name: str) -> Tensor | None:
-    if x is None:
-        return None
-    value = torch.as_tensor(x, dtype=torch.float64)
-    if value.dim() != 2:
-        raise StatespanError(f"linear_gaussian({name}=) has {value.dim()} dimensions; give a matrix")
-    return value
-
-
-def _square(x: Tensor, name: str) -> Tensor:
-    if x.shape[0] != x.shape[1]:
-        raise StatespanError(f"linear_gaussian({name}=) is {tuple(x.shape)}; it must be square")
-    return x
-
-
-def _root(covariance: Tensor, name: str) -> Tensor:
-    _square(covariance, name)
-    if not torch.allclose(covariance, covariance.T, rtol=1e-6, atol=1e-9):
-        raise StatespanError(f"linear_gaussian({name}=) is not symmetric; give a covariance")
-    lowest, highest = torch.linalg.eigvalsh(covariance)[[0, -1]].tolist()
-    if lowest < -1e-9 * max(1.0, highest):
-        raise StatespanError(f"linear_gaussian({name}=) has the negative eigenvalue {lowest:.3g}; give a covariance")
-    return factor(covariance)
-
-
-def _agree(sizes: dict[str, int | None], ask: str) -> int:
-    known = {name: size for name, size in sizes.items() if size is not None}
-    if not known:
-        raise StatespanError(f"linear_gaussian needs {ask}, or a matrix that says it")
-    if len(set(known.values())) > 1:
-        raise StatespanError(f"linear_gaussian: sizes differ: {', '.join(f'{n} {k}' for n, k in known.items())}")
-    return next(iter(known.values()))

@@ -1,4 +1,4 @@
-"""Linear Gaussian filtering in square-root form."""
+"""Linear Gaussian filtering in square-root form, from a known or a diffuse start."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,25 +7,46 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from statespan.belief import Gaussian
-from statespan.method import Method, Prepared, smooth_backward
+from statespan.belief import Diffuse, Gaussian
+from statespan.method import Method, Prepared, run
 from statespan.part import Affine, GaussianInitial, LinearPart
-from statespan.parts.linear import factor, lower
+from statespan.parts.linear import apply, factor, lower
 from statespan.sequences import Sequences
 from statespan.shapes import Float
-from statespan.tree import Shared, Tree
+from statespan.tree import Shared, Tree, stack, tree_map
 
 
 class Observation(NamedTuple):
-    """What y_t says: the residual y - d with zeros where missing, C likewise, a root of the noise, how many are there.
+    """What y_t says: the residual y - d with zeros where missing, C likewise, a root of the noise.
 
     The root is (E, E), or (E, 2E) where something is missing: a missing coordinate observes nothing but noise.
+    `log_prob` is what of the density depends on no state: the powers of 2 pi, and what compression took out.
     """
 
     y: Tensor
     matrix: Tree
     scale: Tree
-    count: Tree
+    log_prob: Tree
+
+
+class Settled(NamedTuple):
+    """What an observation says of the flat directions, and what is left of it for the rest (see `settle`)."""
+
+    gain: Tensor
+    rest: Tensor
+    own: Tensor
+    factor: Tensor
+    log_determinant: Tensor
+
+
+class Reversed(NamedTuple):
+    """z_t = mean + gain (z_{t+1} - ahead) + scale e, flat along `factor`: p(z_t | z_{t+1}, y_<=t)."""
+
+    mean: Tensor
+    ahead: Tensor
+    gain: Tensor
+    scale: Tensor
+    factor: Tensor | None
 
 
 def _rounding(root: Tensor) -> float:
@@ -33,15 +54,61 @@ def _rounding(root: Tensor) -> float:
     return 10 * root.shape[-1] * torch.finfo(root.dtype).eps
 
 
+def over_time(x: Tensor, rank: int) -> Tree:
+    """`Shared` where it has only its own axes, else as it is: with time and batch in front."""
+    return Shared(x) if x.dim() == rank else x
+
+
+def settle(matrix: Tensor, factor: Tensor) -> Settled:
+    r"""Split y = C (z + W d) + ... into the part that tells the flat d and the part that does not see it.
+
+    With H = C W of rank r and T = H^g a generalised inverse, z gains W T (y - C m), the rows (I - H T) y are ordinary
+    observations (r of them of nothing), W (I - T H) stays flat, and the density of what settled d is 1 / |det H|,
+    taken between the singular vectors of H. These are held fixed in the gradient; H is not.
+
+    Args:
+        matrix: C, (..., E, D).
+        factor: W, (..., D, q).
+
+    Source:
+        de Jong 1991; Koopman, "Exact initial Kalman filtering and smoothing", JASA 1997. The split by singular vectors
+        gives both at once and needs no innovation without noise to be inverted.
+    """
+    seen = matrix @ factor  # H, (..., E, q)
+    outputs, flat = seen.shape[-2:]
+    short = min(outputs, flat)
+    left, size, right = torch.linalg.svd(seen.detach(), full_matrices=True)
+    scale = (matrix.detach().abs() @ factor.detach().abs()).amax((-1, -2))
+    told = (size > scale[..., None] * torch.finfo(seen.dtype).eps ** 0.5).to(seen.dtype)
+    turned = (left.mT @ seen @ right.mT)[..., :short, :short] * told[..., :, None] * told[..., None, :]
+    square = turned + torch.diag_embed(1 - told)
+    inverse = torch.linalg.inv(square) * told[..., :, None] * told[..., None, :]
+    solve = right.mT[..., :short] @ inverse @ left[..., :short].mT  # T, (..., q, E)
+    own = torch.nn.functional.pad(told, (0, outputs - short))
+    rest = (1 - own)[..., None] * (left.mT - left.mT @ seen @ solve)
+    stays = torch.nn.functional.pad(1 - told, (0, flat - short), value=1.0)
+    left_flat = (factor - factor @ solve @ seen) @ right.mT * stays[..., None, :]
+    return Settled(factor @ solve, rest, own, left_flat, torch.linalg.slogdet(square).logabsdet)
+
+
+def absorb(top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the joint root [top; bottom] of (y, z): the innovation's root, cov(y, z) over it, what is left of z's root."""
+    turn, innovation = torch.linalg.qr(top.mT, mode="reduced")
+    cross = bottom @ turn
+    return innovation.mT, cross, lower(bottom - cross @ turn.mT)
+
+
 class Kalman(Method):
     r"""The Kalman filter and the Rauch-Tung-Striebel smoother, on square roots of covariances.
 
     predict: m = A m + b, P = A P A' + Q;  update: S = C P C' + R, K = P C' S^-1, m += K (y - C m - d).
-    Each is one QR decomposition of stacked roots, so that a covariance never loses its sign. A missing coordinate is
-    an observation of nothing: its row of C is zero and its noise is 1, and its share of the density is taken out.
+    Each is done by QR decompositions of stacked roots, so that a covariance never loses its sign. A missing coordinate
+    is an observation of nothing: its row of C is zero and its noise is 1, and its share of the density is taken out.
+    An observation wider than the state is compressed to the state's width by one QR of R^(-1/2) C, for all t at once.
+    From a diffuse start the flat directions are carried beside the covariance until observations have settled them.
 
     Source:
-        Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, sections 6.3, 8.4, 12.2 and 12.4.
+        Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, sections 6.3, 8.4, 12.2 and 12.4; de Jong 1991.
     """
 
     accepts = (GaussianInitial, LinearPart, LinearPart)
@@ -54,81 +121,89 @@ class Kalman(Method):
         """Nothing."""
         return ()
 
-    def prepare(self, model: Any, constants: Tree, data: Sequences) -> tuple[Tree, Observation]:
+    def prepare(self, model: Any, constants: Tree, data: Sequences) -> tuple[Affine, Observation]:
         """The move's matrices, and each step's observation with its gaps taken out."""
-        move = Shared(model.transition.affine(data.u))
-        emission = model.emission.affine(data.u)
-        outputs = emission.matrix.shape[0]
-        if data.y is None:
-            length, batch = data.shape
-            y = emission.offset.new_zeros(length, batch, outputs)
-            there = torch.zeros_like(y, dtype=torch.bool)
-        else:
-            y, there = data.y, data.present
-        if there is None:
-            count = Shared(torch.tensor(float(outputs), dtype=y.dtype, device=y.device))
-            return move, Observation(y - emission.offset, Shared(emission.matrix), Shared(emission.scale), count)
-        there = there[..., None].expand_as(y) if there.dim() == 2 else there
-        residual = torch.where(there, y - emission.offset, 0.0)
-        matrix = torch.where(there[..., None], emission.matrix, 0.0)
-        # The rows that are there keep their noise; each of the others gets one of its own.
-        own = torch.diag_embed((~there).to(y.dtype))
-        scale = torch.cat([torch.where(there[..., None], emission.scale, 0.0), own], -1)
-        return move, Observation(residual, matrix, scale, there.sum(-1).to(y.dtype))
+        move = model.transition.affine(data.u)
+        moves = Affine(over_time(move.matrix, 2), over_time(move.offset, 1), over_time(move.scale, 2))
+        return moves, observation(model.emission.affine(data.u), data)
 
-    def init(self, model: Any, move: Affine, batch: int) -> Gaussian:
+    def init(self, model: Any, move: Affine, batch: int) -> Any:
         """p(z_1)."""
         return model.initial.gaussian(batch)
 
-    def predict(self, model: Any, belief: Any, move: Affine) -> Gaussian:
+    def predict(self, model: Any, belief: Any, move: Affine) -> Any:
         """Moments after the move."""
         belief = belief.state
-        batch = len(belief.mean)
-        root = torch.cat([move.matrix @ belief.scale, move.scale.expand(batch, -1, -1)], -1)
-        return Gaussian(belief.mean @ move.matrix.mT + move.offset, lower(root))
+        scale = move.scale.expand(len(belief.mean), -1, -1)
+        mean = apply(move.matrix, belief.mean) + move.offset
+        root = lower(torch.cat([move.matrix @ belief.scale, scale], -1))
+        return _like(belief, mean, root, None if belief.factor is None else move.matrix @ belief.factor)
 
-    def update(self, model: Any, belief: Gaussian, likelihood: Observation) -> tuple[Gaussian, Float[Tensor, " B"]]:
+    def update(self, model: Any, belief: Any, likelihood: Observation) -> tuple[Any, Float[Tensor, " B"]]:
         """Moments given y_t, and the log-density of y_t's observed coordinates."""
         matrix, scale = likelihood.matrix, likelihood.scale
         batch, dim = belief.mean.shape
-        outputs, noises = scale.shape[-2:]
         top = torch.cat([matrix @ belief.scale, scale.expand(batch, -1, -1)], -1)
-        bottom = torch.cat([belief.scale, belief.scale.new_zeros(batch, dim, noises)], -1)
-        joint = lower(torch.cat([top, bottom], -2))
-        innovation, cross = joint[:, :outputs, :outputs], joint[:, outputs:, :outputs]
-        residual = likelihood.y - (matrix @ belief.mean[..., None])[..., 0]
+        bottom = torch.cat([belief.scale, belief.scale.new_zeros(batch, dim, scale.shape[-1])], -1)
+        mean, flat = belief.mean, belief.factor
+        residual = likelihood.y - apply(matrix, mean)
+        log_prob = likelihood.log_prob
+        if flat is not None and bool(flat.any()):
+            settled = settle(matrix.expand(batch, -1, -1), flat)
+            bottom = bottom - settled.gain @ top
+            bottom = torch.cat([bottom, bottom.new_zeros(*bottom.shape[:-1], top.shape[-2])], -1)
+            top = torch.cat([settled.rest @ top, torch.diag_embed(settled.own)], -1)
+            mean, residual = mean + apply(settled.gain, residual), apply(settled.rest, residual)
+            flat, log_prob = settled.factor, log_prob - settled.log_determinant.double()
+        innovation, cross, root = absorb(top, bottom)
         white = torch.linalg.solve_triangular(innovation, residual[..., None], upper=False)[..., 0]
-        mean = belief.mean + (cross @ white[..., None])[..., 0]
+        mean = mean + apply(cross, white)
         log_determinant = innovation.diagonal(dim1=-2, dim2=-1).abs().log().double().sum(-1)
-        squares = white.double().square().sum(-1)
-        log_prob = -0.5 * (squares + likelihood.count * math.log(2 * math.pi)) - log_determinant
-        return Gaussian(mean, joint[:, outputs:, outputs:]), log_prob
+        log_prob = log_prob - 0.5 * white.double().square().sum(-1) - log_determinant
+        return _like(belief, mean, root, flat), log_prob
 
-    def backward(self, model: Any, belief: Any, move: Affine, later: Any) -> Gaussian:
-        """Rauch-Tung-Striebel: z_t = m_t + G (z_{t+1} - m-) + noise, under any belief about z_{t+1}.
+    def backward(self, model: Any, belief: Any, move: Affine, later: Any) -> Any:
+        """Rauch-Tung-Striebel: z_t = m_t + G (z_{t+1} - m-) + noise, under any belief about z_{t+1}."""
+        return follow(reverse(belief.state, move), later.state)
 
-        The covariance is Joseph's sum, (I - G A) P (I - G A)' + G Q G' + G P+ G', which holds where P- is singular.
+    def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
+        """The reversed conditionals of all steps at once, then one loop back."""
+        return self.smooth_pairs(model, prepared, belief, shape)[0]
+
+    def smooth_pairs(
+        self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
+    ) -> tuple[Any, Float[Tensor, "T1 B D D"]]:
+        """Smoothed beliefs, and the lag-one covariances cov(z_t, z_{t+1} | y), (T - 1, B, D, D), zero past each end.
+
+        Source:
+            Shumway and Stoffer, Time Series Analysis and Its Applications 2017, property 6.3: P_{t,t+1} = G_t P_{t+1}.
         """
-        belief, later = belief.state, later.state
-        moved, noise = move.matrix @ belief.scale, move.scale.expand(len(belief.mean), -1, -1)
-        # A direction without variance has no inverse; nothing is to be learnt along it either.
-        inverse = torch.linalg.pinv(lower(torch.cat([moved, noise], -1)), rtol=_rounding(moved))
-        gain = belief.scale @ moved.mT @ inverse.mT @ inverse
-        ahead = belief.mean @ move.matrix.mT + move.offset
-        mean = belief.mean + (gain @ (later.mean - ahead)[..., None])[..., 0]
-        rest = belief.scale - gain @ moved
-        return Gaussian(mean, lower(torch.cat([rest, gain @ noise, gain @ later.scale], -1)))
+        length, _ = shape
+        filtered = self.filtered(model, prepared, belief, shape)
+        head = tree_map(lambda x: x[:-1], filtered)
+        steps = reverse(head, _moves_after(prepared.moves))
+        inside = None if prepared.lengths is None else _before(length, prepared.lengths)
+        smoothed = [tree_map(lambda x: x[-1], filtered)]
+        for t in range(length - 2, -1, -1):
+            now = follow(tree_map(lambda x, t=t: x[t], steps), smoothed[-1])
+            if inside is not None:
+                now = tree_map(lambda a, b, t=t: torch.where(_wide(inside[t], a), a, b[t]), now, head)
+            smoothed.append(now)
+        whole = stack(smoothed[::-1])
+        pairs = steps.gain @ (whole.scale[1:] @ whole.scale[1:].mT)
+        return whole, pairs if inside is None else torch.where(inside[..., None, None], pairs, 0.0)
 
-    def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Gaussian:
-        """By `backward`."""
-        return smooth_backward(model, self, prepared, belief, shape)
+    def filtered(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
+        """The filtered beliefs, stacked, by the kernel where there is one."""
+        blank = Sequences(observed=prepared.likelihoods.y.new_ones(shape, dtype=torch.bool), lengths=prepared.lengths)
+        return run(model, self, blank, belief, ("filtered",), prepared=prepared).filtered
 
     def fill(self, model: Any, constants: Tree, data: Sequences) -> Tensor:
         """C m + d, and for the missing part of a row what the rest of its noise says of it."""
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
         mean = self.smooth(model, prepared, None, data.shape).mean
         emission, there = model.emission.affine(data.u), data.present
-        expected = mean @ emission.matrix.mT + emission.offset
+        expected = apply(emission.matrix, mean) + emission.offset
         if there is None or there.dim() == 2:
             return expected
         residual = torch.where(there, data.y - expected, 0.0)
@@ -148,5 +223,133 @@ class Kalman(Method):
         emission, state = model.emission.affine(u), belief.state
         root = emission.matrix @ state.scale
         covariance = root @ root.mT + emission.scale @ emission.scale.mT
-        mean = state.mean @ emission.matrix.mT + emission.offset
+        mean = apply(emission.matrix, state.mean) + emission.offset
         return MultivariateNormal(mean, scale_tril=factor(covariance), validate_args=False)
+
+
+def _like(belief: Any, mean: Tensor, scale: Tensor, flat: Tensor | None) -> Any:
+    """A belief of the same kind."""
+    return Gaussian(mean, scale) if flat is None else Diffuse(mean, scale, flat)
+
+
+def _wide(inside: Tensor, like: Tensor) -> Tensor:
+    return inside.view(*inside.shape, *[1] * (like.dim() - inside.dim()))
+
+
+def _before(length: int, lengths: Tensor) -> Tensor:
+    """(T - 1, B): whether step t + 1 still belongs to the sequence."""
+    return torch.arange(1, length, device=lengths.device)[:, None] < lengths
+
+
+def _moves_after(moves: Affine) -> Affine:
+    """The moves into t = 2 ... T, with time in front or none."""
+    return Affine(*[x.value if isinstance(x, Shared) else x[1:] for x in moves])
+
+
+# ------------------------------------------------------------------------------------------ observations
+
+
+def observation(emission: Affine, data: Sequences) -> Observation:
+    """Residuals, matrices and noise of all steps, without gaps, no wider than the state."""
+    outputs = emission.matrix.shape[-2]
+    if data.y is None:
+        y = emission.offset.new_zeros(*data.shape, outputs)
+        there: Tensor | None = torch.zeros_like(y, dtype=torch.bool)
+    else:
+        y, there = data.y, data.present
+    matrix, scale = emission.matrix, emission.scale
+    if there is None:
+        residual = y - emission.offset
+        count: Tree = Shared(torch.tensor(-0.5 * outputs * math.log(2 * math.pi), dtype=torch.float64, device=y.device))
+    else:
+        there = there[..., None].expand_as(y) if there.dim() == 2 else there
+        residual = torch.where(there, y - emission.offset, 0.0)
+        matrix = torch.where(there[..., None], matrix, 0.0)
+        # The rows that are there keep their noise; each of the others gets one of its own.
+        own = torch.diag_embed((~there).to(y.dtype))
+        scale = torch.cat([torch.where(there[..., None], scale, 0.0), own], -1)
+        count = -0.5 * math.log(2 * math.pi) * there.sum(-1).double()
+    if outputs > matrix.shape[-1]:
+        return compress(residual, matrix, scale, count)
+    return Observation(residual, over_time(matrix, 2), over_time(scale, 2), count)
+
+
+def compress(residual: Tensor, matrix: Tensor, scale: Tensor, count: Tree) -> Observation:
+    r"""E rows that see D < E states to D rows that say the same of them.
+
+    With R = r r' and r^-1 C = Q1 G: the rows Q1' r^-1 (y - d) = G z + e, e ~ N(0, I), and the rows orthogonal to Q1 are
+    noise alone, whose density is a number. Left as it is where R is singular or, for a gradient, where G is.
+
+    Source:
+        Jungbacker and Koopman, "Likelihood-based dynamic factor analysis", 2015, section 2.
+    """
+    as_it_is = Observation(residual, over_time(matrix, 2), over_time(scale, 2), count)
+    noise = lower(scale)
+    sizes = noise.diagonal(dim1=-2, dim2=-1)
+    if not bool((sizes.amin(-1) > sizes.amax(-1) * _rounding(noise)).all()):
+        return as_it_is
+    white = torch.linalg.solve_triangular(noise, matrix, upper=False)
+    turn, narrow = torch.linalg.qr(white, mode="reduced")
+    if torch.is_grad_enabled():
+        told = narrow.diagonal(dim1=-2, dim2=-1).abs()
+        if not bool((told.amin(-1) > told.amax(-1) * _rounding(narrow)).all()):
+            return as_it_is
+    if noise.dim() == 2:
+        sources = torch.linalg.solve_triangular(noise, residual.flatten(0, -2).mT, upper=False).mT.view_as(residual)
+    else:
+        sources = torch.linalg.solve_triangular(noise, residual[..., None], upper=False)[..., 0]
+    y = apply(turn.mT, sources)
+    beside = sources.double().square().sum(-1) - y.double().square().sum(-1)
+    constant = (count.value if isinstance(count, Shared) else count) - sizes.log().double().sum(-1)
+    identity = torch.eye(narrow.shape[-1], dtype=y.dtype, device=y.device)
+    return Observation(y, over_time(narrow, 2), Shared(identity), constant - 0.5 * beside)
+
+
+# ---------------------------------------------------------------------------------------------- backwards
+
+
+def reverse(belief: Any, move: Affine) -> Reversed:
+    r"""p(z_t | z_{t+1}, y_<=t), for a step or for many at once: z_{t+1} is one more observation of z_t.
+
+    The covariance is Joseph's sum, (I - G A) P (I - G A)' + G Q G', which holds where the predicted one is singular.
+
+    Args:
+        belief: filtered, with any axes in front.
+        move: the move out of it.
+
+    Source:
+        Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, section 12.2.
+    """
+    mean, scale, flat = belief.mean, belief.scale, belief.factor
+    noise = move.scale.expand(*scale.shape[:-2], -1, -1)
+    top = torch.cat([move.matrix @ scale, noise], -1)
+    bottom = torch.cat([scale, torch.zeros_like(noise)], -1)
+    ahead = apply(move.matrix, mean) + move.offset
+    first = rest = None
+    if flat is not None and bool(flat.any()):
+        settled = settle(move.matrix.expand_as(scale), flat)
+        first, rest, flat = settled.gain, settled.rest, settled.factor
+        bottom, top = bottom - first @ top, rest @ top
+    # A direction without variance has no inverse; nothing is to be learnt along it either.
+    inverse = torch.linalg.pinv(lower(top), rtol=_rounding(scale))
+    gain = bottom @ top.mT @ inverse.mT @ inverse
+    left = bottom - gain @ top
+    if first is not None and rest is not None:
+        gain = first + gain @ rest
+    return Reversed(mean, ahead, gain, left, flat)
+
+
+def follow(step: Reversed, later: Any) -> Any:
+    """The belief about z_t under one about z_{t+1}."""
+    mean = step.mean + apply(step.gain, later.mean - step.ahead)
+    scale = lower(torch.cat([step.scale, step.gain @ later.scale], -1))
+    if step.factor is None:
+        return Gaussian(mean, scale)
+    flat = step.factor
+    if later.factor is not None and bool(later.factor.any()):
+        # Only the span of the flat directions matters from here on, and it has no more dimensions than at the start.
+        left, size, _ = torch.linalg.svd(torch.cat([flat, step.gain @ later.factor], -1), full_matrices=False)
+        width = flat.shape[-1]
+        told = size[..., :width] > size[..., :1] * _rounding(flat)
+        flat = left[..., :width] * (size[..., :width] * told)[..., None, :]
+    return Diffuse(mean, scale, flat)

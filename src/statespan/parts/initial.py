@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical as CategoricalDistribution
-from torch.distributions import MultivariateNormal
 
-from statespan.belief import Gaussian as GaussianBelief
-from statespan.part import CellInitial, FiniteInitial, GaussianInitial, Generative, Part
-from statespan.parts.linear import root
+from statespan.part import CellInitial, FiniteInitial, Generative, Part
+from statespan.parts.gaussian_initial import NormalStart
 from statespan.tree import Tree
+
+__all__ = ["ConstantStart", "NormalStart", "Start"]
 
 
 class Start(Part, FiniteInitial, Generative):
@@ -46,27 +46,6 @@ class Start(Part, FiniteInitial, Generative):
         """Closed-form M-step from expected counts (K,)."""
         if float(counts.sum()) > 0:
             self.set_probs(counts / counts.sum())
-
-
-class NormalStart(Part, GaussianInitial, Generative):
-    r"""z_1 ~ N(mean, scale scale').
-
-    Args:
-        dim: D.
-    """
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.mean = nn.Parameter(torch.zeros(dim))
-        self.scale = nn.Parameter(torch.eye(dim))
-
-    def gaussian(self, batch: int) -> GaussianBelief:
-        """The belief about z_1 for `batch` sequences."""
-        return GaussianBelief(self.mean.expand(batch, -1), root(self.scale).expand(batch, -1, -1))
-
-    def forward(self, shape: tuple[int, ...], u: Tree = None) -> MultivariateNormal:
-        """The distribution of z_1 for a batch of `shape`."""
-        return MultivariateNormal(self.mean.expand(*shape, -1), scale_tril=root(self.scale), validate_args=False)
 
 
 class ConstantStart(Part, CellInitial):

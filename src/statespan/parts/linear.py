@@ -1,9 +1,14 @@
 """Linear Gaussian parts: how a vector moves and what it emits."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributions import MultivariateNormal
 
+from statespan.errors import StatespanError
 from statespan.part import Affine, Generative, LinearPart, Part
 from statespan.sequences import Event
 from statespan.tree import Tree
@@ -17,29 +22,79 @@ def factor(covariance: Tensor) -> Tensor:
     return lower(vectors * torch.where(values > least, values, 0.0).sqrt()[..., None, :])
 
 
+class _Turned(torch.autograd.Function):
+    """root Q, lower triangular, where the gradient takes the rotation Q as fixed."""
+
+    @staticmethod
+    def forward(ctx: Any, root: Tensor) -> Tensor:
+        q, r = torch.linalg.qr(root.mT, mode="reduced")
+        signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(root.dtype)
+        ctx.save_for_backward(q * signs[..., None, :])
+        return r.mT * signs[..., None, :]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (turn,) = ctx.saved_tensors
+        return gradients[0] @ turn.mT
+
+
 def lower(root: Tensor) -> Tensor:
     """The lower triangular L with L L' = root root', by one QR: (..., D, M) with M >= D to (..., D, D).
+
+    Its gradient is that of whatever depends on L through L L' alone, as a covariance's root is used; with the rotation
+    taken as fixed it has no inverse in it and holds where root root' is singular.
 
     Source:
         Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, section 8.4.
     """
-    triangle = torch.linalg.qr(root.mT, mode="reduced").R.mT
-    signs = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(root.dtype)
-    return triangle * signs[..., None, :]
+    triangle: Any = _Turned.apply(root)
+    return triangle
 
 
 def root(scale: Tensor) -> Tensor:
     """The lower triangle of a free matrix as a covariance's root: columns turned so that no diagonal is negative."""
     triangle = scale.tril()
-    return torch.where(triangle.diagonal() < 0, -triangle, triangle)
+    return torch.where(triangle.diagonal(dim1=-2, dim2=-1)[..., None, :] < 0, -triangle, triangle)
+
+
+def apply(matrix: Tensor, x: Tensor) -> Tensor:
+    """A x: (E, D) or (..., E, D) and (..., D) to (..., E)."""
+    return x @ matrix.mT if matrix.dim() == 2 else (matrix @ x[..., None])[..., 0]
+
+
+def conditional(affine: Affine, z: Tensor) -> MultivariateNormal:
+    """The distribution of A z + b + noise for states (..., D), which may have more axes than the matrices' steps."""
+
+    def fit(x: Tensor, rank: int) -> Tensor:
+        front = x.dim() - rank
+        return x if front == 0 else x.view(*x.shape[:front], *[1] * (z.dim() - 1 - front), *x.shape[front:])
+
+    mean = apply(fit(affine.matrix, 2), z) + fit(affine.offset, 1)
+    return MultivariateNormal(mean, scale_tril=fit(affine.scale, 2), validate_args=False)
+
+
+def inputs_of(u: Tree, width: int, part: nn.Module) -> Tensor:
+    """The inputs, if they are there and (..., width)."""
+    if not isinstance(u, Tensor) or u.shape[-1] != width:
+        got = "none were given" if u is None else f"{u.shape[-1]} were given"
+        raise StatespanError(
+            f"{type(part).__name__} takes {width} inputs a step and {got}; "
+            "give inputs= with y, and future= with a forecast"
+        )
+    return u
 
 
 class Linear(Part, LinearPart, Generative):
-    r"""x -> A x + b + scale e: a move of the state, or an observation of it.
+    r"""x -> A x + B u + b + scale e: a move of the state, or an observation of it.
 
     Args:
         inputs: D, the width of x.
         outputs: E, the width of the result; None means the same (a move).
+        controls: U, the width of the inputs u that act on it; 0 leaves B away.
+
+    Raises:
+        StatespanError: it takes inputs, and the data have none or of another width.
 
     Source:
         Kalman 1960; Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, section 6.3.
@@ -51,13 +106,14 @@ class Linear(Part, LinearPart, Generative):
 
     event: Event
 
-    def __init__(self, inputs: int, outputs: int | None = None):
+    def __init__(self, inputs: int, outputs: int | None = None, controls: int = 0):
         super().__init__()
         outputs = inputs if outputs is None else outputs
-        self.event = Event(1, None, outputs)
+        self.event, self.controls = Event(1, None, outputs), controls
         self.matrix = nn.Parameter(torch.eye(outputs, inputs))
         self.offset = nn.Parameter(torch.zeros(outputs))
         self.scale = nn.Parameter(torch.eye(outputs))
+        self.register_parameter("control", nn.Parameter(torch.zeros(outputs, controls)) if controls else None)
 
     @property
     def covariance(self) -> Tensor:
@@ -66,9 +122,100 @@ class Linear(Part, LinearPart, Generative):
         return scale @ scale.mT
 
     def affine(self, u: Tree) -> Affine:
-        """A, b and scale."""
-        return Affine(self.matrix, self.offset, root(self.scale))
+        """A, b + B u and scale."""
+        offset = self.offset
+        if self.control is not None:
+            offset = offset + inputs_of(u, self.controls, self) @ self.control.mT
+        return Affine(self.matrix, offset, root(self.scale))
 
     def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
         """The distribution of the result given x = z."""
-        return MultivariateNormal(z @ self.matrix.mT + self.offset, scale_tril=root(self.scale), validate_args=False)
+        return conditional(self.affine(u), z)
+
+
+class Scheduled(Part, LinearPart, Generative):
+    r"""x -> A_s x + b_s + scale_s e at step s, where the inputs say which step it is: `inputs=range(T)`.
+
+    The step travels with the data, so that a window, a stream and a forecast each know where they are.
+
+    Args:
+        inputs: D, the width of x.
+        outputs: E, the width of the result.
+        steps: how many matrices, offsets and scales there are: each S, or 1 for one that never changes.
+
+    Raises:
+        StatespanError: a step that none was given for.
+
+    Source:
+        Durbin and Koopman, Time Series Analysis by State Space Methods 2012, section 4.1.
+
+    Example:
+        >>> part = Scheduled(2, 1, [3, 1, 1])
+        >>> part.affine(torch.tensor([[0.0], [2.0]])).matrix.shape
+        torch.Size([2, 1, 2])
+    """
+
+    event: Event
+
+    def __init__(self, inputs: int, outputs: int, steps: Sequence[int] = (1, 1, 1)):
+        super().__init__()
+        self.event, self.steps = Event(1, None, outputs), tuple(steps)
+        self.matrix = nn.Parameter(torch.eye(outputs, inputs).repeat(self.steps[0], 1, 1))
+        self.offset = nn.Parameter(torch.zeros(self.steps[1], outputs))
+        self.scale = nn.Parameter(torch.eye(outputs).repeat(self.steps[2], 1, 1))
+
+    def affine(self, u: Tree) -> Affine:
+        """A_s, b_s and scale_s, picked by the step."""
+        step = inputs_of(u, 1, self)[..., 0].round().long()
+        last = min((n for n in self.steps if n > 1), default=None)
+        if last is not None and not bool(((step >= 0) & (step < last)).all()):
+            wrong = int(step[(step < 0) | (step >= last)][0])
+            raise StatespanError(f"step {wrong} lies outside 0..{last - 1}, the steps that matrices were given for")
+        if step.dim() == 2 and bool((step == step[:, :1]).all()):
+            step = step[:, :1]  # the same for every sequence: kept once
+        pick = lambda x: x[step] if len(x) > 1 else x[0]  # noqa: E731
+        return Affine(pick(self.matrix), pick(self.offset), pick(root(self.scale)))
+
+    def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
+        """The distribution of the result given x = z."""
+        return conditional(self.affine(u), z)
+
+
+class Modulated(Part, LinearPart, Generative):
+    r"""x -> (A + u_1 A_1 + ... + u_U A_U) x + b + scale e: a matrix that the inputs change.
+
+    A regression whose coefficients move in time has y_t = u_t' z_t: A = 0 and A_k the k-th unit row.
+
+    Args:
+        inputs: D, the width of x.
+        outputs: E, the width of the result.
+        controls: U, the width of the inputs.
+
+    Source:
+        Durbin and Koopman, Time Series Analysis by State Space Methods 2012, section 3.6.
+
+    Example:
+        >>> part = Modulated(2, 1, controls=2)
+        >>> part.affine(torch.tensor([3.0, 4.0])).matrix
+        tensor([[3., 4.]], grad_fn=<AddBackward0>)
+    """
+
+    event: Event
+
+    def __init__(self, inputs: int, outputs: int, controls: int):
+        super().__init__()
+        self.event, self.controls = Event(1, None, outputs), controls
+        self.matrix = nn.Parameter(torch.zeros(outputs, inputs))
+        units = torch.eye(controls, inputs)[:, None].expand(-1, outputs, -1)
+        self.change = nn.Parameter(units.clone())
+        self.offset = nn.Parameter(torch.zeros(outputs))
+        self.scale = nn.Parameter(torch.eye(outputs))
+
+    def affine(self, u: Tree) -> Affine:
+        """A(u), b and scale."""
+        change = torch.einsum("...u,ued->...ed", inputs_of(u, self.controls, self), self.change)
+        return Affine(self.matrix + change, self.offset, root(self.scale))
+
+    def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
+        """The distribution of the result given x = z."""
+        return conditional(self.affine(u), z)
