@@ -107,8 +107,6 @@ def linear_gaussian(
     u = _agree(controls | {"inputs=": inputs} if not any(controls.values()) else controls, "inputs=U")
     kept = None if q is None else _roots(q, "state_noise")
     spread = None if p is None else _roots(p, "initial_covariance")
-        None if x is None else _roots(x, name) for x, name in ((q, "state_noise"), (p, "initial_covariance"))
-    )
     noise = None if r is None else _roots(r, "observation_noise")
     start = 0.9 * torch.eye(size) if a is None else _square(a, "dynamics")
     with seeded(seed):
