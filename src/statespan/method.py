@@ -1,6 +1,7 @@
 """A method turns a belief about z_{t-1} into one about z_t; one scan runs them all, and kernels replace it."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -50,6 +51,28 @@ class Trace(NamedTuple):
     last: Any = None
     log_prob: Tensor | None = None
     paths: tuple[Tensor, Tensor] | None = None
+
+
+class Statistics(NamedTuple):
+    """Expected statistics of the three parts, in their own forms; None for a part whose M-step has no closed form."""
+
+    initial: Tree
+    transition: Tree
+    emission: Tree
+
+
+class Expected(NamedTuple):
+    """What an E-step gives: log p(y_t | y_<t), (T, B), each sequence once, and sums over the batch by its weights."""
+
+    log_prob: Tensor
+    statistics: Statistics
+
+
+def closed_parts(model: "statespan.model.StateSpace") -> tuple[bool, bool, bool]:
+    """Which parts have a closed-form M-step: they know one, and share no parameter with another part."""
+    users = Counter(id(p) for part in model.parts for p in part.parameters())
+    each = [hasattr(part, "maximize") and all(users[id(p)] == 1 for p in part.parameters()) for part in model.parts]
+    return each[0], each[1], each[2]
 
 
 class Method(ABC):
@@ -104,7 +127,27 @@ class Method(ABC):
 
     @abstractmethod
     def exact(self, model: "statespan.model.StateSpace") -> bool:
-        """Whether this method's answers are exact for this model, gaps and forecasts included."""
+        """Whether this method's answers are exact for this model, gaps included."""
+
+    def exact_ahead(self, model: "statespan.model.StateSpace") -> bool:
+        """Whether a forecast's distribution is exact too, however far ahead."""
+        return self.exact(model)
+
+    def resume(self, model: "statespan.model.StateSpace", data: Sequences, belief: Any) -> Sequences:
+        """The data with what the belief carried in remembers of the observations before them."""
+        return data
+
+    def public(self, model: "statespan.model.StateSpace", belief: Any) -> Any:
+        """The belief in the terms of the user's states."""
+        return belief.state
+
+    def breadth(self, model: "statespan.model.StateSpace") -> int:
+        """About how many numbers a step of one sequence takes, so that batches can be cut to fit a cache."""
+        return 1
+
+    def expect(self, model: "statespan.model.StateSpace", constants: Tree, data: Sequences) -> "Expected":
+        """The E-step: log p, and the expected statistics of each part that has a closed-form M-step."""
+        raise StatespanError(f"{type(self).__name__} has no expectation step; fit by SGD")
 
     def step(self, model: "statespan.model.StateSpace", belief: Any, move: Tree, likelihood: Tree, batch: int) -> Step:
         """Predict, then update; a look-ahead method replaces the pair."""
@@ -252,7 +295,7 @@ def run(
     """
     length, batch = data.shape
     if prepared is None:
-        prepared = prepare(model, method, data, constants)
+        prepared = prepare(model, method, data, constants, belief)
     keep = frozenset(keep)
     need = keep | method.scores_from if keep & {"log_prob", "paths"} else keep
     trace = None
@@ -271,14 +314,23 @@ def run(
     return Trace(**{name: getattr(trace, name) for name in keep})
 
 
-def total(log_prob: Float[Tensor, "T B"], sequences: Tensor | None = None) -> Float[Tensor, ""]:
+def weighted(log_prob: Float[Tensor, "T B"], weights: Tensor | None) -> Float[Tensor, " B"]:
+    """The log-probability of each sequence, as often as it counts; one that does not count at all may be impossible."""
+    each = log_prob.sum(0)
+    return each if weights is None else torch.where(weights > 0, each, 0.0) * weights
+
+
+def total(
+    log_prob: Float[Tensor, "T B"], sequences: Tensor | None = None, weights: Tensor | None = None
+) -> Float[Tensor, ""]:
     """Sum a log-probability over everything, refusing minus infinity by name.
 
     Args:
         log_prob: (T, B).
         sequences: (B,) what each is called, where they are not the first B.
+        weights: (B,) how many times each counts; None: once.
     """
-    each = log_prob.sum(0)
+    each = weighted(log_prob, weights)
     if bool(each.isneginf().any()):
         index = int(each.isneginf().nonzero()[0])
         step = int(log_prob[:, index].isneginf().nonzero()[0])
@@ -290,9 +342,12 @@ def total(log_prob: Float[Tensor, "T B"], sequences: Tensor | None = None) -> Fl
     return each.sum()
 
 
-def prepare(model: "statespan.model.StateSpace", method: Method, data: Sequences, constants: Tree = None) -> Prepared:
-    """`method.prepare` with the lengths beside it."""
+def prepare(
+    model: "statespan.model.StateSpace", method: Method, data: Sequences, constants: Tree = None, belief: Any = None
+) -> Prepared:
+    """`method.prepare` with the lengths beside it, and before the data what `belief` remembers."""
     constants = method.constants(model) if constants is None else constants
+    data = data if belief is None else method.resume(model, data, belief)
     return Prepared(*method.prepare(model, constants, data), data.lengths)
 
 

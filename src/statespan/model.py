@@ -54,6 +54,13 @@ class StateSpace(Part):
         super().__init__()
         self.initial, self.transition, self.emission = initial, transition, emission
         sizes = {type(part).__name__: part.states for part in self.parts if hasattr(part, "states")}
+        if getattr(transition, "owners", None) is not None and hasattr(emission, "states"):
+            sizes.pop(type(emission).__name__)
+            if emission.states != transition.public_states:
+                raise StatespanError(
+                    f"{type(emission).__name__} has {emission.states} states where {type(transition).__name__} tells "
+                    f"{transition.public_states} apart"
+                )
         for name, size in sizes.items():
             if size is None:
                 raise StatespanError(f"{name} does not know its number of states; give it states=, or use ss.hmm")
@@ -66,9 +73,18 @@ class StateSpace(Part):
         """The initial, the transition and the emission."""
         return self.initial, self.transition, self.emission
 
+    @property
+    def autoregressive(self) -> bool:
+        """Whether what was observed acts on what comes next other than through the state."""
+        return self.transition.autoregressive or getattr(self.emission, "lags", 0) > 0
+
     def recipe(self) -> tuple[tuple, dict[str, Any]]:
         """The three parts as they are now."""
         return self.parts, {}
+
+    def log_prior(self) -> Any:
+        """The log-density of the parameters under the parts' priors, up to a constant; 0 where there are none."""
+        return sum(part.log_prior() for part in self.parts)
 
     def log_prob(
         self,
@@ -281,8 +297,12 @@ class StateSpace(Part):
         lengths: Any = None,
         inputs: Any = None,
         states: Any = None,
+        weights: Any = None,
     ) -> "StateSpace":
         """Fit the parameters in place, and return the model.
+
+        What is maximised is the log-likelihood plus the parts' log-priors. A parameter whose `requires_grad` is False
+        is held where it is.
 
         Args:
             y: the sequences (see the class).
@@ -291,11 +311,12 @@ class StateSpace(Part):
             seed: makes the fit repeatable.
             lengths: (N,) lengths of a padded batch.
             inputs: inputs, the forms of y.
-            states: labelled states, -1 unknown.
+            states: labelled states, -1 unknown; or the states possible at each step, bool with a last axis of K.
+            weights: how many times each sequence counts, (N,), or each observation, as a power of its density.
         """
         from statespan.fit import fit
 
-        data, _ = verbs.ask(self, y, lengths, inputs, states)
+        data, _ = verbs.ask(self, y, lengths, inputs, states, weights)
         return fit(self, data, by, restarts, seed)
 
     def save(self, path: "str | PathLike[str]") -> None:

@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 
 from statespan.belief import Gaussian
 from statespan.sequences import Event
-from statespan.tree import Tree
+from statespan.tree import Shared, Tree
 
 P = TypeVar("P", bound="Part")
 PARTS: dict[str, type["Part"]] = {}
@@ -43,6 +43,13 @@ class Part(nn.Module):
         answers with their sizes.
         """
         return self._arguments
+
+    def log_prior(self) -> Tensor | float:
+        """The log-density of the parameters under the part's prior, up to a constant; 0 without one.
+
+        Fits maximise log-likelihood plus this. A part whose `maximize` is a closed form takes its prior in there.
+        """
+        return 0.0
 
     def __init_subclass__(cls, **kwargs: Any):
         """Make the class known to `load`."""
@@ -81,6 +88,14 @@ class FiniteTransition(ABC):
 
     autoregressive: ClassVar[bool] = False
     states: int
+    owners: Tensor | None = None
+    """(K,) integers, where one public state stands for several of this chain (durations, higher orders): the public
+    state of each. The emission, labels and answers speak of public states. None: they are the same."""
+
+    @property
+    def public_states(self) -> int:
+        """How many states the emission tells apart."""
+        return self.states if self.owners is None else int(self.owners.max()) + 1
 
     @abstractmethod
     def constants(self) -> Tree:
@@ -118,11 +133,55 @@ def scaled(log: Tensor) -> tuple[Tensor, Tensor]:
     return (log - top).exp(), top[..., 0].double()
 
 
+class MatrixTransition(FiniteTransition):
+    """A move by one stochastic matrix A, the same at every step: only `probs` is to be written.
+
+    Kernels for dense tables serve every one of these. Expected counts of moves come as `statistics(counts, u)`.
+    """
+
+    @property
+    @abstractmethod
+    def probs(self) -> Tensor:
+        """A, (K, K): `probs[i, j]` is p(next = j | now = i)."""
+
+    def constants(self) -> Tensor:
+        """A, (K, K)."""
+        return self.probs
+
+    def tables(self, u: Tree, constants: Tensor) -> Shared:
+        """A, the same at every step."""
+        return Shared(constants)
+
+    def push(self, probs: Tensor, tables: Tensor, fed: Tree = None) -> Tensor:
+        """P A."""
+        return probs @ tables
+
+    def pull(self, values: Tensor, tables: Tensor, fed: Tree = None) -> Tensor:
+        """A f."""
+        return values @ tables.mT
+
+    def dense(self, tables: Tensor, fed: Tree = None) -> Tensor:
+        """A."""
+        return tables
+
+    def statistics(self, counts: Shared, u: Tree) -> Tensor:
+        """Expected counts of moves, (K, K), from a tree like the tables."""
+        return counts.value
+
+
 class FiniteEmission(ABC):
-    """p(y_t | z_t) for K states; `states` is None until it is known how many."""
+    """p(y_t | z_t) for K states; `states` is None until it is known how many.
+
+    `u` are the inputs of each step; for an emission that looks back (`lags` above 0) a pair: the inputs, and the `lags`
+    observations before each step, (T, B, lags, D), the latest first.
+
+    For EM it also has `statistics(y, u, weights, observed)`, sums under state weights (T, B, K) that add up over
+    batches, and `maximize(stats)`. `begin(y, u, observed)` starts it from the data.
+    """
 
     event: Event
     states: int | None
+    lags: int = 0
 
     @abstractmethod
     def constants(self) -> Tree:
@@ -141,7 +200,7 @@ class FiniteEmission(ABC):
         """The distribution of y under a distribution (..., K) over states."""
 
     @abstractmethod
-    def fill(self, y: Tensor, observed: Tensor | None, weights: Tensor) -> Tensor:
+    def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The mean (for symbols the mode) of y under state probabilities (T, B, K) and what of y is there."""
 
 

@@ -20,7 +20,12 @@ class Sequences(NamedTuple):
         u: (T, B, ...) inputs, or `Shared`; u_t acts on the move into t and on y_t.
         observed: (T, B) or (T, B, O) bool, True = there; None: everything is there.
         lengths: (B,) integers; None: all are T long. Kept apart from `observed`: a trailing gap is not the end.
-        states: (T, B) integers, labelled states, -1 unknown; None: none is labelled.
+        states: (T, B) integers, labelled states, -1 unknown, or (T, B, K) bool, the states that are possible; None: no
+            state is labelled.
+        weights: (B,) how many times each sequence counts in a fit; None: once.
+        powers: (T, B) how many times each observation counts, as a power of its density; None: once.
+        past: what came just before, for an emission that looks back P steps: values (B, P, D), the latest first, and
+            whether each is known, (B, P) bool; None: nothing did.
     """
 
     y: Tree = None
@@ -28,6 +33,9 @@ class Sequences(NamedTuple):
     observed: Tensor | None = None
     lengths: Tensor | None = None
     states: Tensor | None = None
+    weights: Tensor | None = None
+    powers: Tensor | None = None
+    past: tuple[Tensor, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,7 +77,14 @@ class Sequences(NamedTuple):
     def window(self, start: int, stop: int) -> "Sequences":
         """The steps start <= t < stop of sequences that all reach `stop`."""
         cut = lambda tree: tree_map(lambda x: x[start:stop], tree)  # noqa: E731
-        return Sequences(cut(self.y), cut(self.u), cut(self.observed), None, cut(self.states))
+        seen = Sequences(cut(self.y), cut(self.u), cut(self.observed), None, cut(self.states), self.weights)
+        return seen._replace(powers=cut(self.powers), past=self.past if start == 0 else None)
+
+    def each(self, change: Any) -> "Sequences":
+        """`change(x, axis)` of every tensor that has a batch, with the axis where its batch lies."""
+        plain = {"lengths": self.lengths, "weights": self.weights, "past": self.past}
+        timed = tree_map(lambda x: change(x, 1), self._replace(**dict.fromkeys(plain)))
+        return timed._replace(**{name: tree_map(lambda x: change(x, 0), value) for name, value in plain.items()})
 
 
 class Event(NamedTuple):
@@ -124,6 +139,7 @@ def read(
     states: Any = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float64,
+    weights: Any = None,
 ) -> tuple[Sequences, Layout]:
     """Turn what a user has into `Sequences`.
 
@@ -135,9 +151,11 @@ def read(
         event: what one observation is; it decides what an array is.
         lengths: (N,) integers, for a padded batch.
         inputs: the same forms as y, vectors.
-        states: labelled states, the same forms as y, integers, -1 unknown.
+        states: labelled states, the same forms as y, integers, -1 unknown; or bool with a last axis of K, the states
+            that are possible at each step.
         device: where the answer lies.
         dtype: of real values.
+        weights: how many times each sequence counts, (N,), or each observation, the same forms as y; not negative.
 
     Raises:
         StatespanError: one line naming the sequence, the step and the fix.
@@ -159,6 +177,12 @@ def read(
         lengths=ends if min(layout.lengths) < len(batch) else None,
         states=None if states is None else _labels(states, layout).to(device),
     )
+    if weights is not None:
+        whole, steps = _weights(weights, layout)
+        data = data._replace(
+            weights=None if whole is None else whole.to(device=device, dtype=dtype),
+            powers=None if steps is None else steps.to(device=device, dtype=dtype),
+        )
     return data, layout
 
 
@@ -198,12 +222,36 @@ def _inputs(x: Any, layout: Layout) -> Tensor:
 
 
 def _labels(x: Any, layout: Layout) -> Tensor:
-    """(T, B) integers, -1 unknown."""
+    """(T, B) integers, -1 unknown; or (T, B, K) bool."""
     rows = _companions(x, layout, "states")
+    if all(row.dim() == 2 and row.dtype == torch.bool for row in rows):
+        for i, row in enumerate(rows):
+            if not bool(row.any(-1).all()):
+                t = int((~row.any(-1)).nonzero()[0, 0])
+                raise StatespanError(f"states: sequence {i}, step {t} allows no state; allow at least one")
+        return _pad(rows, 1)
     for i, row in enumerate(rows):
         if row.dim() != 1:
-            raise StatespanError(f"states: sequence {i} has {row.dim()} dimensions; give one label for every step")
+            raise StatespanError(
+                f"states: sequence {i} has {row.dim()} dimensions of {row.dtype}; give one label for every step, or "
+                "True and False for every step and state"
+            )
     return _pad([_whole(row, f"states: sequence {i}") for i, row in enumerate(rows)], -1)
+
+
+def _weights(x: Any, layout: Layout) -> tuple[Tensor | None, Tensor | None]:
+    """One number a sequence, (B,), or one a step, (T, B)."""
+    ragged = isinstance(x, (list, tuple)) and any(_rank(row) for row in x)
+    whole = None if ragged or layout.single else torch.as_tensor(_numbers(x, "weights", 0))
+    if whole is not None and whole.dim() == 1 and len(whole) == len(layout.lengths):
+        rows = [whole]
+    else:
+        whole, rows = None, _companions(x, layout, "weights")
+    for i, row in enumerate(rows):
+        if row.dim() != 1 or not bool((row.isfinite() & (row >= 0)).all()):
+            place = "weights" if whole is not None else f"weights: sequence {i}"
+            raise StatespanError(f"{place}: give one number, 0 or more, for every sequence or for every step")
+    return (whole, None) if whole is not None else (None, _pad(rows))
 
 
 def _rows(y: Any, event: Event, lengths: Any, name: str) -> tuple[list[Any], Layout]:

@@ -16,14 +16,16 @@ from statespan.sequences import Layout, Sequences, read
 from statespan.tree import Tree, detach, stack, tree_map, unstack
 
 
-def ask(model: Any, y: Any, lengths: Any = None, inputs: Any = None, states: Any = None) -> tuple[Sequences, Layout]:
+def ask(
+    model: Any, y: Any, lengths: Any = None, inputs: Any = None, states: Any = None, weights: Any = None
+) -> tuple[Sequences, Layout]:
     """The data as the model wants them."""
     if isinstance(y, Sequences):
         length, batch = y.shape
         ends = [length] * batch if y.lengths is None else y.lengths.tolist()
         return y, Layout(False, False, ends)
     parameter = next(iter(model.parameters()), torch.zeros(()))
-    return read(y, model.emission.event, lengths, inputs, states, parameter.device, parameter.dtype)
+    return read(y, model.emission.event, lengths, inputs, states, parameter.device, parameter.dtype, weights)
 
 
 def choose(model: Any, method: Method | None) -> Method:
@@ -44,7 +46,7 @@ def filter(model: Any, data: Sequences, layout: Layout, method: Method | None = 
     with torch.no_grad():
         trace = run(model, method, data, belief, ("filtered", "last", "log_prob"))
     assert trace.log_prob is not None
-    values = {name: layout.steps(value) for name, value in trace.filtered.summary().items()}
+    values = {name: layout.steps(value) for name, value in method.public(model, trace.filtered).summary().items()}
     return Posterior(values, layout.each(trace.log_prob.sum(0)), method.exact(model), layout, trace.last)
 
 
@@ -52,9 +54,9 @@ def smooth(model: Any, data: Sequences, layout: Layout, method: Method | None = 
     """Smoothed beliefs."""
     method = choose(model, method)
     with torch.no_grad():
-        prepared = prepare(model, method, data)
-        smoothed = method.smooth(model, prepared, belief, data.shape)
-        values = {name: layout.steps(value) for name, value in smoothed.state.summary().items()}
+        prepared = prepare(model, method, data, belief=belief)
+        smoothed = method.public(model, method.smooth(model, prepared, belief, data.shape))
+        values = {name: layout.steps(value) for name, value in smoothed.summary().items()}
         log_prob = run(model, method, data, belief, prepared=prepared).log_prob
     assert log_prob is not None
     return Posterior(values, layout.each(log_prob.sum(0)), method.exact(model), layout)
@@ -77,8 +79,7 @@ def sample_posterior(
     if n < 1:
         raise StatespanError(f"n={n}: draw at least one path")
     method = choose(model, method)
-    ends = None if data.lengths is None else data.lengths.repeat_interleave(n)
-    many = tree_map(lambda x: x.repeat_interleave(n, 1), data._replace(lengths=None))._replace(lengths=ends)
+    many = data.each(lambda x, axis: x.repeat_interleave(n, axis))
     with torch.no_grad(), seeded(seed):
         constants = method.constants(model)
         log_prob = run(model, method, data, constants=constants).log_prob
@@ -86,7 +87,7 @@ def sample_posterior(
         total(log_prob)
         prepared = prepare(model, method, many, constants)
         steps = list(walk_back(model, method, prepared, None, many.shape, method.draw))
-        path = stack([step.state.point() for step in steps[::-1]])
+        path = stack([method.public(model, step).point() for step in steps[::-1]])
     path = tree_map(lambda x: x.unflatten(1, (len(layout.lengths), n)).movedim(0, 2), path)  # (B, n, T, ...)
     if layout.single:
         return tree_map(lambda x: x[0], path)
@@ -124,9 +125,10 @@ def simulate(
         belief = method.draw(before)
         distribution = method.emit(model, constants, belief, u)
         y = distribution.sample()
-        yield Drawn(belief.state.point(), distribution, y)
-        if model.transition.autoregressive:
-            seen = method.prepare(model, constants, Sequences(y=y[None], u=now))[1]
+        yield Drawn(method.public(model, belief).point(), distribution, y)
+        if model.autoregressive:
+            data = method.resume(model, Sequences(y=y[None], u=now), belief)
+            seen = method.prepare(model, constants, data)[1]
             belief, _ = method.update(model, belief, unstack(seen, 1)[0])
 
 
@@ -167,7 +169,7 @@ def forecast_from(
     wide = tree_map(lambda x: x.repeat_interleave(samples, 1), inputs)
     drawn = list(simulate(model, method, constants, many, steps, batch * samples, wide))
     draws = torch.stack([d.y for d in drawn]).unflatten(1, (batch, samples)).movedim((2, 1, 0), (0, 1, 2))
-    if not method.exact(model):
+    if not method.exact_ahead(model):
         each = [d.distribution for d in drawn]
         return Forecast(_mean_of(each, (batch, samples)) or Empirical(draws), draws, layout, False)
     blank = Sequences(observed=torch.zeros(steps, batch, dtype=torch.bool, device=_device(model)), u=inputs)

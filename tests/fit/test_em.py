@@ -160,23 +160,96 @@ def test_labels_make_counts():
     assert_close(model.emission.probs.detach(), double([[2 / 3, 1 / 3, 0], [0, 0.25, 0.75]]), **EXACT)
 
 
-def test_a_prior_is_a_pseudo_count():
+def test_a_dirichlet_prior_adds_alpha_minus_one():
     y, z = [[0, 1, 1, 2], [2, 2, 0]], [[0, 0, 1, 1], [1, 1, 0]]
-    model = ss.hmm(states=2, emission=ss.Categorical(3), seed=0)
-    model.fit(y, states=z, by=ss.EM(iterations=1, prior=1.0))
+    emission = ss.Categorical(3, concentration=2)
+    model = ss.hmm(initial=ss.Start(2, 2), transition=ss.Dense(2, 2.0), emission=emission, seed=0)
+    model.fit(y, states=z, by=ss.EM(iterations=1))
     assert_close(model.transition.probs.detach(), double([[0.5, 0.5], [0.4, 0.6]]), **EXACT)
     assert_close(model.emission.probs.detach(), double([[3 / 6, 2 / 6, 1 / 6], [1 / 7, 2 / 7, 4 / 7]]), **EXACT)
-    model.fit(y, states=z, by=ss.EM(iterations=1, prior=(0.0, torch.tensor([[0.0, 3.0], [0.0, 0.0]]), 0.0)))
+    uneven = ss.Dense(2, concentration=[[1.0, 4.0], [1.0, 1.0]])
+    model = ss.hmm(states=2, transition=uneven, emission=ss.Categorical(3), seed=0)
+    model.fit(y, states=z, by=ss.EM(iterations=1))
     assert_close(model.transition.probs.detach(), double([[0.2, 0.8], [1 / 3, 2 / 3]]), **EXACT)
 
 
-def test_a_prior_leaves_a_gaussian_alone():
-    rows = vectors()
-    models = [ss.hmm(states=2, emission=ss.Gaussian(2), seed=0) for _ in range(2)]
-    for model, prior in zip(models, (0.0, 0.5), strict=True):
-        model.fit(rows, by=ss.EM(iterations=1, prior=prior))
-    assert_close(models[0].emission.mean, models[1].emission.mean)
-    assert not torch.allclose(models[0].transition.probs, models[1].transition.probs)
+def test_a_sticky_prior_lengthens_stays():
+    models = [ss.hmm(states=2, transition=ss.Dense(2, sticky=k), emission=ss.Categorical(4), seed=0) for k in (0, 50)]
+    stays = [m.fit(symbols(), by=ss.EM(iterations=5)).transition.probs.detach().diagonal().mean() for m in models]
+    assert stays[1] > stays[0] + 0.1
+
+
+def test_with_a_prior_the_posterior_climbs():
+    part = ss.Categorical(4, concentration=3.0)
+    model = ss.hmm(initial=ss.Start(2, 2), transition=ss.Dense(2, 5.0), emission=part, seed=0)
+    em = ss.EM(iterations=15, tolerance=0)
+    model.fit(symbols(8), by=em)
+    assert rises(em.history)
+    assert_close(
+        em.history[-1], float((model.log_prob(symbols(8)).sum() + model.log_prior()).detach()), rtol=1e-3, atol=0
+    )
+
+
+def test_em_and_gradient_find_the_same_maximum_of_the_posterior():
+    make = lambda: ss.hmm(  # noqa: E731
+        initial=ss.Start(2, 2.0),
+        transition=ss.Dense(2, 3.0),
+        emission=ss.Categorical(probs=[[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]], concentration=2.0),
+        seed=0,
+    )
+    value = lambda m: float((m.log_prob(symbols(8)).sum() + m.log_prior()).detach())  # noqa: E731
+    by_em = make().fit(symbols(8), by=ss.EM(iterations=500, tolerance=0))
+    by_gradient = make().fit(symbols(8), by=ss.SGD(epochs=2000, learning_rate=0.02))
+    assert abs(value(by_em) - value(by_gradient)) < 1e-3
+
+
+def test_a_concentration_below_one_is_refused():
+    with pytest.raises(ss.StatespanError, match=r"Dense\(concentration=\): 0.5 is below 1"):
+        ss.Dense(2, concentration=0.5)
+
+
+def test_a_prior_is_saved(tmp_path):
+    part = ss.Categorical(4, concentration=[1.0, 2.0, 3.0, 4.0])
+    model = ss.hmm(states=2, transition=ss.Dense(2, sticky=3.0), emission=part, seed=0)
+    model.save(tmp_path / "m.safetensors")
+    assert_close(ss.load(tmp_path / "m.safetensors").log_prior(), model.log_prior(), **EXACT)
+
+
+def test_what_is_held_stays():
+    model = ss.hmm(states=2, emission=ss.Gaussian(2), seed=0)
+    model.transition.logits.requires_grad_(False)
+    model.emission.mean.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for by in (ss.EM(iterations=3), ss.SGD(epochs=3)):
+        model.fit(vectors(), by=by)
+        held = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+        assert held == {"transition.logits", "emission.mean"}
+
+
+def test_weights_count_sequences():
+    """A sequence of weight 2 is a sequence given twice, and one of weight 0 is not there."""
+    rows = symbols(6)
+    weights = [2, 0, 1, 1, 0, 3]
+    many = [row for row, n in zip(rows, weights, strict=True) for _ in range(n)]
+    for by in (ss.EM(iterations=3), ss.SGD(epochs=3)):
+        a = ss.hmm(states=2, emission=ss.Categorical(4), seed=0).fit(rows, by=by, weights=weights)
+        b = ss.hmm(states=2, emission=ss.Categorical(4), seed=0).fit(many, by=by)
+        assert_close(a.emission.probs, b.emission.probs, rtol=1e-6, atol=1e-8)
+        assert_close(a.transition.probs, b.transition.probs, rtol=1e-6, atol=1e-8)
+
+
+def test_a_step_of_weight_zero_is_a_gap_and_em_climbs_with_the_others():
+    y, gap = torch.tensor([0, 3, 1, 2, 2, 0]), torch.tensor([0, 3, -1, 2, 2, 0])
+    weights = torch.tensor([1, 1, 0, 1, 1, 1.0])
+    a = ss.hmm(states=2, emission=ss.Categorical(4), seed=0).fit(y, by=ss.EM(iterations=3), weights=weights)
+    b = ss.hmm(states=2, emission=ss.Categorical(4), seed=0).fit(gap, by=ss.EM(iterations=3))
+    assert_close(a.emission.probs, b.emission.probs, **EXACT)
+    em = ss.EM(iterations=20, tolerance=0)
+    rows = symbols(6)
+    ss.hmm(states=2, emission=ss.Categorical(4), seed=0).fit(
+        rows, by=em, weights=[torch.rand(len(row), dtype=torch.float64) * 3 for row in rows]
+    )
+    assert rises(em.history)
 
 
 def test_batches_change_nothing():
@@ -257,8 +330,8 @@ def test_errors_name_the_place():
     for by in (ss.EM(), ss.EM(batch=1), ss.SGD(epochs=1), ss.SGD(epochs=1, batch=1)):
         with pytest.raises(ss.StatespanError, match=r"sequence 2, step 1: .*probability zero"):
             model.fit([[0], [0, 0], [0, 1, 0]], by=by)
-    with pytest.raises(ss.StatespanError, match="Forward does not accept this model"):
-        ss.linear_gaussian(state=1, observed=1).fit([0.0, 1.0], by=ss.EM())
+    with pytest.raises(ss.StatespanError, match="Recurrent has no expectation step"):
+        ss.ladder("elman", vocabulary=4, width=3).fit([0, 1], by=ss.EM())
     for bad in (lambda: ss.EM(iterations=0), lambda: ss.SGD(epochs=0), lambda: model.fit([[0]], restarts=0)):
         with pytest.raises(ss.StatespanError, match="use at least one"):
             bad()

@@ -1,28 +1,17 @@
 """Expectation maximisation."""
 
-from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from statespan.errors import StatespanError
 from statespan.fit.fitting import Fitter, restart
-from statespan.method import Prepared, run, total
-from statespan.methods import Forward, check
-from statespan.methods.forward import expectations
+from statespan.method import Method, Statistics, closed_parts, run, total, weighted
+from statespan.methods import method_for
 from statespan.sequences import Sequences
-from statespan.tree import Tree, leaves, replace_leaves, tree_map
-
-
-class Statistics(NamedTuple):
-    """Expected statistics of the three parts, in their own forms; None where a part has no closed form."""
-
-    initial: Tree
-    transition: Tree
-    emission: Tree
-
+from statespan.tree import Tree, leaves, replace_leaves
 
 SMALLEST_GROUP = 8192
 """Steps below which sequences of unlike length stay together."""
@@ -31,21 +20,16 @@ LARGEST_GROUP = 1_500_000
 """Numbers (steps times states) above which a group is cut: larger tensors cost cache misses and page faults."""
 
 
-def closed_parts(model: Any) -> list[nn.Module]:
-    """The parts whose M-step has a closed form: they know one, and share no parameter with another part."""
-    users = Counter(id(p) for part in model.parts for p in part.parameters())
-    return [
-        part for part in model.parts if hasattr(part, "maximize") and all(users[id(p)] == 1 for p in part.parameters())
-    ]
-
-
 def closed_form(model: Any) -> bool:
     """Whether every part has a closed-form M-step."""
-    return len(closed_parts(model)) == len(model.parts)
+    return all(closed_parts(model))
 
 
 class EM(Fitter):
     r"""Baum-Welch: expected counts by one backward pass through the likelihood, then each part's closed form.
+
+    What climbs is the log-likelihood plus the parts' log-priors (`concentration=` and the like), and `history` holds
+    that. A parameter whose `requires_grad` is False is held where it is.
 
     A part without a closed form (a fed transition), or whose parameters another part uses too (a tied embedding), takes
     gradient steps on the log-likelihood instead, whose gradient at the current parameters is that of the expected
@@ -55,11 +39,9 @@ class EM(Fitter):
         iterations: at most this many.
         tolerance: stop when the log-likelihood of an observation rises by less than this; 0 never stops.
         batch: how many sequences the E-step takes at once.
-        prior: pseudo-statistics of the initial state, the transition and the emission, each added to the expected
-            ones (for counts, Dirichlet(1 + prior)); a single number is added to every count, and to nothing else.
         steps: gradient steps an iteration on parts without a closed form.
         learning_rate: of those steps (Adam).
-        callback: called after each iteration with its number, from 1, and the log-likelihood before its M-step.
+        callback: called after each iteration with its number, from 1, and what `history` got, the value before it.
 
     Source:
         Baum et al. 1970; Dempster, Laird and Rubin 1977; counts as gradients: Eisner 2016.
@@ -77,7 +59,6 @@ class EM(Fitter):
         iterations: int = 100,
         tolerance: float = 1e-6,
         batch: int = 4096,
-        prior: float | tuple[Any, Any, Any] = 0.0,
         steps: int = 5,
         learning_rate: float = 0.01,
         callback: Callable[[int, float], None] | None = None,
@@ -85,32 +66,33 @@ class EM(Fitter):
         if iterations < 1:
             raise StatespanError(f"EM(iterations={iterations}): use at least one")
         self.iterations, self.tolerance, self.batch, self.callback = iterations, tolerance, batch, callback
-        self.prior = prior if isinstance(prior, tuple) else (prior, prior, prior)
         self.steps, self.learning_rate = steps, learning_rate
         self.history: list[float] = []
 
     def __call__(self, model: Any, data: Sequences, start: bool = False) -> float:
         """Fit in place; the log-likelihood at the last E-step."""
-        check(Forward(), model)
         if start:
             restart(model, data)
-        return self.fit_batches(model, *group(data, len(model.initial.probs()), self.batch))
+        return self.fit_batches(model, *group(data, method_for(model).breadth(model), self.batch))
 
     def fit_batches(self, model: Any, batches: list[Sequences], names: list[Tensor] | None = None) -> float:
         """Fit in place to sequences already in batches; the log-likelihood at the last E-step.
 
         Args:
-            model: a finite state space.
+            model: a state space whose method has an E-step.
             batches: the sequences.
             names: what each sequence of each batch is called in an error; None numbers them within their batch.
         """
-        method, closed = Forward(), closed_parts(model)
-        free = {p for part in model.parts if part not in closed for p in part.parameters() if p.requires_grad}
+        method = method_for(model)
+        each = zip(model.parts, closed_parts(model), strict=True)
+        free = {p for part, closed in each if not closed for p in part.parameters() if p.requires_grad}
         count = sum(observations(b) for b in batches)
         optimiser = torch.optim.Adam([p for p in model.parameters() if p in free], self.learning_rate) if free else None
         self.history = []
         for _ in range(self.iterations):
             likelihood, stats = self.expect(model, method, batches, names)
+            with torch.no_grad():
+                likelihood += float(model.log_prior())
             self.history.append(likelihood)
             self.maximize(model, stats)
             if self.callback is not None:
@@ -122,57 +104,45 @@ class EM(Fitter):
         return self.history[-1]
 
     def expect(
-        self, model: Any, method: Forward, batches: list[Sequences], names: list[Tensor] | None = None
+        self, model: Any, method: Method, batches: list[Sequences], names: list[Tensor] | None = None
     ) -> tuple[float, Statistics]:
         """The E-step: the log-likelihood, and sums of statistics over all batches."""
-        likelihood, stats, closed = 0.0, None, closed_parts(model)
+        likelihood, stats = 0.0, None
         with torch.no_grad():
             constants = method.constants(model)
         for data, name in zip(batches, names or [None] * len(batches), strict=True):
-            with torch.no_grad():
-                prepared = Prepared(*method.prepare(model, constants, data), data.lengths)
-            posterior, counts, log_prob = expectations(model, method, prepared, None, data.shape)
-            likelihood += float(total(log_prob, name))
-            observed, weights = data.observed, posterior
-            if observed is not None:
-                there = observed if observed.dim() == 2 else observed.any(-1)
-                weights = torch.where(there[..., None], posterior, 0.0)
-            new = Statistics(
-                posterior[0].sum(0) if model.initial in closed else None,
-                model.transition.statistics(counts) if model.transition in closed else None,
-                model.emission.statistics(data.y, weights, observed) if model.emission in closed else None,
-            )
+            log_prob, new = method.expect(model, constants, data)
+            likelihood += float(total(log_prob, name, data.weights))
             stats = new if stats is None else add(stats, new)
         assert stats is not None
         return likelihood, stats
 
     @torch.no_grad()
     def maximize(self, model: Any, stats: Statistics) -> None:
-        """The M-step of every part that has a closed form."""
-        for part, sums, prior in zip(model.parts, stats, self.prior, strict=True):
-            if sums is not None:
-                part.maximize(_with_prior(sums, prior))
+        """The M-step of every part that has a closed form; what is held stays."""
+        for part, sums in zip(model.parts, stats, strict=True):
+            parameters = list(part.parameters())
+            if sums is None or not any(p.requires_grad for p in parameters):
+                continue
+            held = [(p, p.clone()) for p in parameters if not p.requires_grad]
+            part.maximize(sums)
+            for parameter, value in held:
+                parameter.copy_(value)
 
-    def _climb(self, model: Any, method: Forward, batches: list[Sequences], optimiser: torch.optim.Optimizer) -> None:
+    def _climb(self, model: Any, method: Method, batches: list[Sequences], optimiser: torch.optim.Optimizer) -> None:
         for _ in range(self.steps):
             optimiser.zero_grad()
             for data in batches:
                 log_prob = run(model, method, data).log_prob
                 assert log_prob is not None
-                (-log_prob.sum() / log_prob.numel()).backward()
+                value = weighted(log_prob, data.weights).sum() + model.log_prior() / len(batches)
+                (-value / log_prob.numel()).backward()
             optimiser.step()
 
 
 def add(a: Tree, b: Tree) -> Tree:
     """Add two trees of sums."""
     return replace_leaves(a, [x + y for x, y in zip(leaves(a), leaves(b), strict=True)])
-
-
-def _with_prior(sums: Tree, prior: Any) -> Tree:
-    """Add pseudo-statistics; a bare number is a pseudo-count, and sums that are no counts have none."""
-    if isinstance(prior, (int, float)):
-        return sums + prior if isinstance(sums, Tensor) else sums
-    return add(sums, prior)
 
 
 def observations(data: Sequences) -> int:
@@ -214,7 +184,6 @@ def group(data: Sequences, states: int, size: int = 4096) -> tuple[list[Sequence
 def take(data: Sequences, index: Tensor) -> Sequences:
     """The sequences of `index`, cut to the longest of them."""
     longest = data.shape[0] if data.lengths is None else int(data.lengths[index].max())
-    lengths = None if data.lengths is None else data.lengths[index]
-    if lengths is not None and bool((lengths == longest).all()):
-        lengths = None
-    return tree_map(lambda x: x[:longest, index], data._replace(lengths=None))._replace(lengths=lengths)
+    chosen = data.each(lambda x, axis: x[:longest, index] if axis else x[index])
+    whole = chosen.lengths is None or bool((chosen.lengths == longest).all())
+    return chosen._replace(lengths=None) if whole else chosen

@@ -60,4 +60,4 @@ def restart(model: Any, data: Sequences) -> None:
         parameter.copy_(torch.where(parameter.isinf(), parameter, fresh[name].to(parameter)))
     for part in model.parts:
         if hasattr(part, "begin"):
-            part.begin(data.y, data.present)
+            part.begin(data.y, data.u, data.present)

@@ -14,7 +14,7 @@ from statespan.sequences import Sequences
 
 
 class SGD(Fitter):
-    r"""Minimise -log p(y) / observations with one of torch's optimisers; the gradient is exact inference.
+    r"""Minimise -(log p(y) + log prior) / observations with one of torch's optimisers; the gradient is exact inference.
 
     Args:
         epochs: passes over the sequences.
@@ -69,9 +69,10 @@ class SGD(Fitter):
                 part = data if size == count else take(data, index)
                 log_prob = run(model, method, part).log_prob
                 assert log_prob is not None
-                value = total(log_prob, index)
+                value = total(log_prob, index, part.weights)
                 optimiser.zero_grad()
-                (-value / max(observations(part), 1)).backward()
+                prior = model.log_prior() * (part.shape[1] / count)
+                (-(value + prior) / max(observations(part), 1)).backward()
                 if self.clip is not None:
                     torch.nn.utils.clip_grad_norm_(parameters, self.clip)
                 if not bool(value.isfinite()):

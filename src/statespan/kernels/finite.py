@@ -9,7 +9,8 @@ from statespan.kernels.forward_backward import forward_backward
 from statespan.kernels.viterbi import max_product
 from statespan.method import Prepared, Trace, register
 from statespan.methods import Forward, MaxProduct
-from statespan.parts.finite import Dense, RowsAddition
+from statespan.part import MatrixTransition
+from statespan.parts.finite import RowsAddition
 from statespan.tree import tree_map, unstack
 
 
@@ -17,7 +18,7 @@ def _start(model: Any, method: Forward, prepared: Prepared, batch: int, belief: 
     """The predicted belief about the first step, (B, K)."""
     move = unstack(prepared.moves, 1)[0]
     before = method.init(model, move, batch) if belief is None else method.predict(model, belief, move)
-    return before.probs.contiguous()
+    return before.state.probs.contiguous()
 
 
 def _trace(prepared: Prepared, log_normaliser: torch.Tensor, filtered: torch.Tensor) -> Trace:
@@ -28,7 +29,7 @@ def _trace(prepared: Prepared, log_normaliser: torch.Tensor, filtered: torch.Ten
     return Trace(filtered=state, last=last, log_prob=log_normaliser + likelihood.log_scale)
 
 
-@register(Forward, Dense, keeps=("filtered", "last", "log_prob"))
+@register(Forward, MatrixTransition, keeps=("filtered", "last", "log_prob"))
 def dense(
     model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
 ) -> Trace:
@@ -53,7 +54,7 @@ def addition(
     return _trace(prepared, *forward_backward(predicted, prepared.moves.tables.value, value, prepared.lengths, row))
 
 
-@register(MaxProduct, Dense, keeps=("paths",))
+@register(MaxProduct, MatrixTransition, keeps=("paths",))
 def viterbi(
     model: Any, method: MaxProduct, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
 ) -> Trace | None:

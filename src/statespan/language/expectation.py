@@ -116,8 +116,10 @@ class EMTrainer:
             Stopped: `stop` said so; the checkpoint is written.
         """
         state, began = self.state, time.perf_counter() - self.state.seconds
-        prior = (PSEUDO_COUNTS, PSEUDO_COUNTS, self.prior * self.frequencies[:, None])
-        once = EM(iterations=1, tolerance=0.0, prior=prior)
+        once = EM(iterations=1, tolerance=0.0)
+        model = self.model
+        model.initial.extra, model.transition.extra = torch.tensor(PSEUDO_COUNTS), torch.tensor(PSEUDO_COUNTS)
+        model.emission.extra = self.prior * self.frequencies[:, None]
         groups = batches(self.sentences, BATCH_NUMBERS // self.model.emission.states) if not self._done else []
         while not self._done:
             likelihood = once.fit_batches(self.model, groups)

@@ -32,10 +32,18 @@ class Moves(NamedTuple):
 
 
 class Fed(NamedTuple):
-    """What y_t leaves behind: the transition's own tree, and whether y_t was there (None: it was, everywhere)."""
+    """What y_t leaves behind.
+
+    Args:
+        value: the transition's own tree; None where the transition is not fed.
+        observed: whether y_t was there; None: it was, everywhere, or the transition is not fed.
+        recent: for an emission that looks back, the observations up to y_t, the latest first, (..., P, D), and whether
+            each is known, (..., P).
+    """
 
     value: Tree
     observed: Tensor | None
+    recent: tuple[Tensor, Tensor] | None = None
 
 
 class Likelihood(NamedTuple):
@@ -48,31 +56,94 @@ class Likelihood(NamedTuple):
 
 def prepare_likelihood(model: Any, constants: Constants, data: Sequences) -> Likelihood:
     """The likelihood of every step; ones where nothing is observed, zeros off a labelled state."""
-    states, observed = len(constants.initial), data.observed
+    owners, states = model.transition.owners, model.transition.public_states
     excluded = None if data.states is None else _excluded(data.states, states)
+    u, there, recent = look_back(model, data)
     if data.y is None:
         value = constants.initial.new_ones(*data.shape, states)
         log_scale = value.new_zeros(data.shape, dtype=torch.float64)
-    elif excluded is None:
-        value, log_scale = model.emission.likelihood(data.y, data.u, observed, constants.emission)
+    elif excluded is None and data.powers is None:
+        value, log_scale = model.emission.likelihood(data.y, u, data.observed, constants.emission)
     else:
-        log = model.emission.log_likelihood(data.y, data.u, observed, constants.emission)
-        value, log_scale = scaled(log.masked_fill(excluded, -torch.inf))
+        log = model.emission.log_likelihood(data.y, u, data.observed, constants.emission)
+        if data.powers is not None:
+            # Without a density there is nothing to raise to a power: 0 times minus infinity is a NaN.
+            log = torch.where(data.powers[..., None] > 0, log * data.powers[..., None], 0.0)
+        value, log_scale = scaled(log if excluded is None else log.masked_fill(excluded, -torch.inf))
     # Past a sequence's end a likelihood may be anything: nothing there is scored, and no gradient comes from there.
-    if observed is not None:
-        there = observed if observed.dim() == 2 else observed.any(-1)
+    if there is not None:
         value, log_scale = torch.where(there[..., None], value, 1.0), torch.where(there, log_scale, 0.0)
     if excluded is not None:
         value = value.masked_fill(excluded, 0.0)
+    if owners is not None:
+        value = value[..., owners]
     fed = None
     if model.transition.autoregressive:
         y = data.y if data.y is not None else torch.zeros(data.shape, dtype=torch.long, device=value.device)
-        fed = Fed(model.transition.feed(y, data.u, constants.transition), data.observed)
+        fed = Fed(model.transition.feed(y, data.u, constants.transition), data.observed, recent)
+    elif recent is not None:
+        fed = Fed(None, None, recent)
     return Likelihood(value, log_scale, fed)
 
 
+def look_back(model: Any, data: Sequences) -> tuple[Tree, Tensor | None, tuple[Tensor, Tensor] | None]:
+    """What the emission sees beside y_t, where y_t is scored, and what is recent after each step.
+
+    For an emission that looks back these are the inputs with the observations before each step, and the steps whose
+    past is known: the first ones of a sequence are taken as given.
+
+    Raises:
+        StatespanError: a gap that a later observation looks back on.
+    """
+    observed, lags = data.observed, model.emission.lags
+    there = observed if observed is None or observed.dim() == 2 else observed.any(-1)
+    if not lags or data.y is None:
+        return data.u, there, None
+    length, batch = data.shape
+    if data.past is None:
+        before, known = data.y.new_zeros(batch, lags, *data.y.shape[2:]), data.within.new_zeros(batch, lags)
+    else:
+        before, known = data.past
+    whole = torch.ones_like(data.within) if observed is None else observed
+    whole = whole if whole.dim() == 2 else whole.all(-1)
+    _refuse_gaps(whole, data.within, lags)
+    values = torch.cat([before.transpose(0, 1).flip(0), data.y])
+    mask = torch.cat([known.T.flip(0), whole])
+    steps = [slice(lags - 1 - j, lags - 1 - j + length) for j in range(-1, lags)]
+    past = torch.stack([values[s] for s in steps[1:]], 2)
+    given = torch.stack([mask[s] for s in steps[1:]], 2).all(2)
+    recent = torch.stack([values[s] for s in steps[:-1]], 2), torch.stack([mask[s] for s in steps[:-1]], 2)
+    return (data.u, past), given if there is None else there & given, recent
+
+
+def _refuse_gaps(whole: Tensor, within: Tensor, lags: int) -> None:
+    gap = ~whole & within
+    if not bool(gap.any()):
+        return
+    for j in range(1, min(lags, len(gap) - 1) + 1):
+        bad = gap[:-j] & whole[j:] & within[j:]
+        if bool(bad.any()):
+            b, t = bad.T.nonzero()[0].tolist()
+            raise StatespanError(
+                f"sequence {b}, step {t} is missing, and the emission of step {t + j} looks back on it; fill the gap "
+                "first, or cut the sequence there"
+            )
+
+
+def public(transition: Any, probs: Tensor) -> Tensor:
+    """Probabilities of the chain's states (..., K) as those of the public states they stand for."""
+    if transition.owners is None:
+        return probs
+    out = probs.new_zeros(*probs.shape[:-1], transition.public_states)
+    return out.index_add(-1, transition.owners, probs)
+
+
 def _excluded(labels: Tensor, states: int) -> Tensor:
-    """Where a label (T, B) says that a state is not the one: (T, B, K)."""
+    """Where a label (T, B), or what is possible (T, B, K), says that a state is not the one: (T, B, K)."""
+    if labels.dim() == 3:
+        if labels.shape[-1] != states:
+            raise StatespanError(f"states= allows or forbids {labels.shape[-1]} states; the model has {states}")
+        return ~labels
     if bool((labels >= states).any()):
         b, t = (states <= labels.T).nonzero()[0].tolist()
         raise StatespanError(

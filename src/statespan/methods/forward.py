@@ -7,8 +7,18 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from statespan.belief import Discrete, with_fed
-from statespan.method import Method, Prepared, run
-from statespan.methods.finite import ACCEPTS, Constants, Likelihood, Moves, finite_constants, finite_prepare
+from statespan.method import Expected, Method, Prepared, Statistics, closed_parts, run
+from statespan.methods.finite import (
+    ACCEPTS,
+    Constants,
+    Fed,
+    Likelihood,
+    Moves,
+    finite_constants,
+    finite_prepare,
+    look_back,
+    public,
+)
 from statespan.methods.max_product import MaxProduct
 from statespan.sequences import Sequences
 from statespan.shapes import Float
@@ -32,6 +42,18 @@ class Forward(Method):
         """Always."""
         return True
 
+    def exact_ahead(self, model: Any) -> bool:
+        """Unless the emission looks back on what is not yet known."""
+        return model.emission.lags == 0
+
+    def resume(self, model: Any, data: Sequences, belief: Any) -> Sequences:
+        """With what an emission that looks back sees there."""
+        return data if belief.fed is None or belief.fed.recent is None else data._replace(past=belief.fed.recent)
+
+    def public(self, model: Any, belief: Any) -> Discrete:
+        """Probabilities of public states."""
+        return Discrete(public(model.transition, belief.state.probs))
+
     def constants(self, model: Any) -> Constants:
         """Stochastic tables from logits."""
         return finite_constants(model)
@@ -54,11 +76,11 @@ class Forward(Method):
         if fed.observed is not None and not bool(fed.observed.all()):
             average: Any = move.average
             moved = torch.where(fed.observed[:, None], moved, probs @ average.value)
-        return Discrete(moved)
+        return with_fed(Discrete(moved), None if fed.recent is None else Fed(None, None, fed.recent))
 
-    def update(self, model: Any, belief: Discrete, likelihood: Likelihood) -> tuple[Any, Float[Tensor, " B"]]:
+    def update(self, model: Any, belief: Any, likelihood: Likelihood) -> tuple[Any, Float[Tensor, " B"]]:
         """Bayes' rule; an impossible observation gives minus infinity and a belief of zeros, never a NaN."""
-        joint = belief.probs * likelihood.value
+        joint = belief.state.probs * likelihood.value
         total = joint.sum(-1)
         possible = total > 0
         scale = torch.where(possible, total, 1.0)
@@ -72,7 +94,7 @@ class Forward(Method):
 
     def backward(self, model: Any, belief: Any, move: Moves, later: Any) -> Any:
         """s_t times A (later / predicted): smoothed, or p(z_t | z_{t+1}, y_<=t) when `later` is one-hot."""
-        predicted = self.predict(model, belief, move).probs
+        predicted = self.predict(model, belief, move).state.probs
         ratio = torch.where(predicted > 0, later.state.probs / predicted.clamp_min(1e-300), 0.0)
         fed = belief.fed
         pulled = model.transition.pull(ratio, move.tables, None if fed is None else fed.value)
@@ -85,7 +107,36 @@ class Forward(Method):
 
     def emit(self, model: Any, constants: Constants, belief: Any, u: Tree) -> Distribution:
         """The mixture of the states' emissions: exact."""
-        return model.emission.mixture(belief.state.probs, u, constants.emission)
+        probs = public(model.transition, belief.state.probs)
+        if model.emission.lags:
+            fed, event = belief.fed, model.emission.event
+            blank = probs.new_zeros(*probs.shape[:-1], model.emission.lags, event.dim or 1)
+            u = (u, blank if fed is None else fed.recent[0])
+        return model.emission.mixture(probs, u, constants.emission)
+
+    def breadth(self, model: Any) -> int:
+        """The number of states."""
+        return model.transition.states
+
+    def expect(self, model: Any, constants: Constants, data: Sequences) -> Expected:
+        """By one backward pass; a weight counts a sequence that many times, a power an observation."""
+        with torch.no_grad():
+            prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
+        posterior, counts, log_prob = expectations(model, self, prepared, None, data.shape, data.weights)
+        with torch.no_grad():
+            u, there, _ = look_back(model, data)
+            weights = public(model.transition, posterior)
+            if data.powers is not None:
+                weights = weights * data.powers[..., None]
+            if there is not None:
+                weights = torch.where(there[..., None], weights, 0.0)
+            initial, transition, emission = closed_parts(model)
+            statistics = Statistics(
+                posterior[0].sum(0) if initial else None,
+                model.transition.statistics(counts, data.u) if transition else None,
+                model.emission.statistics(data.y, u, weights, data.observed) if emission else None,
+            )
+        return Expected(log_prob, statistics)
 
     def decode(self, model: Any, constants: Constants, data: Sequences, k: int) -> tuple[Tensor, Tensor]:
         """By max-product."""
@@ -100,8 +151,8 @@ class Forward(Method):
         if model.transition.autoregressive:
             return _fill_by_trial(model, self, constants, data)
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        posterior = self.smooth(model, prepared, None, data.shape).probs
-        return model.emission.fill(data.y, data.present, posterior)
+        posterior = public(model.transition, self.smooth(model, prepared, None, data.shape).probs)
+        return model.emission.fill(data.y, look_back(model, data)[0], data.present, posterior)
 
 
 def _fill_by_trial(model: Any, method: "Forward", constants: Constants, data: Sequences) -> Tensor:
@@ -125,7 +176,12 @@ def _fill_by_trial(model: Any, method: "Forward", constants: Constants, data: Se
 
 
 def expectations(
-    model: Any, method: Forward, prepared: Prepared, belief: Any, shape: tuple[int, int]
+    model: Any,
+    method: Forward,
+    prepared: Prepared,
+    belief: Any,
+    shape: tuple[int, int],
+    weights: Tensor | None = None,
 ) -> tuple[Float[Tensor, "T B K"], Tree, Float[Tensor, "T B"]]:
     r"""The E-step, by one backward pass.
 
@@ -137,6 +193,7 @@ def expectations(
         prepared: what `prepare` returned.
         belief: the belief carried in, or None.
         shape: (T, B).
+        weights: (B,) how many times each sequence counts in the posterior and the counts; None: once.
 
     Returns:
         The posterior (T, B, K), zero past each sequence's end; the expected counts, a tree like the tables;
@@ -158,7 +215,7 @@ def expectations(
         log_prob = run(model, method, data, belief, ("log_prob",), prepared=again).log_prob
         assert log_prob is not None
         possible = log_prob.isfinite()
-        total = torch.where(possible, log_prob, 0.0).sum()
+        total = torch.where(possible, log_prob if weights is None else log_prob * weights, 0.0).sum()
         gradients = torch.autograd.grad(total, [value, *free], allow_unused=True, materialize_grads=True)
     posterior = value.detach() * gradients[0]
     counts = [x.detach() * g for x, g in zip(free, gradients[1:], strict=True)]

@@ -72,7 +72,8 @@ class MaxProduct(Method):
     def update(self, model: Any, belief: Best, likelihood: Likelihood) -> tuple[Any, Tensor | None]:
         """Add the log-likelihood."""
         log = likelihood.value.double().log() + likelihood.log_scale[:, None]
-        return with_fed(Best(belief.score + log[..., None], belief.back), likelihood.fed), None
+        best = belief.state
+        return with_fed(Best(best.score + log[..., None], best.back), likelihood.fed), None
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
         """Refused: max-product finds paths; ask `decode`."""
@@ -106,7 +107,10 @@ class MaxProduct(Method):
         method = self if k == self.k else MaxProduct(k)
         paths = run(model, method, data, None, ("paths",), constants, prepared).paths
         assert paths is not None
-        return paths
+        owners = model.transition.owners
+        if owners is None:
+            return paths
+        return torch.where(paths[0] < 0, paths[0], owners[paths[0].clamp(min=0)]), paths[1]
 
     def paths(self, prepared: Prepared, trace: Trace) -> tuple[Tensor, Tensor]:
         """By the pointers back."""

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, MixtureSameFamily, MultivariateNor
 from statespan.errors import StatespanError
 from statespan.kernels.symbol_sums import symbol_sums
 from statespan.part import FiniteEmission, Generative, Part, scaled
+from statespan.parts.priors import dirichlet, log_dirichlet
 from statespan.parts.symbols import Columns, Table
 from statespan.sequences import Event
 from statespan.shapes import Float, Int
@@ -31,6 +32,8 @@ class Categorical(Part, FiniteEmission, Generative):
         probs: (K, V), rows sum to one; instead of the sizes.
         bias: whether all states share a bias d a symbol (equation 4 of Buys, Bisk and Choi).
         table: the matrix E, when other parts share it.
+        concentration: alpha of a Dirichlet prior on each state's probabilities, one number, (V,) or (K, V), 1 or more:
+            alpha - 1 is added to the expected counts.
 
     Source:
         Rabiner 1989, section II; Buys, Bisk and Choi, equation 4.
@@ -47,6 +50,7 @@ class Categorical(Part, FiniteEmission, Generative):
         probs: Any = None,
         bias: bool = False,
         table: Table | None = None,
+        concentration: Any = 1.0,
     ):
         super().__init__()
         if probs is not None:
@@ -58,8 +62,11 @@ class Categorical(Part, FiniteEmission, Generative):
         if table is None and states is not None:
             table = Table(symbols, states, bias, spread=1.0)
         self.symbols, self.states = symbols, states if table is None else table.width
-        self.bias = bias
+        self.bias, self.concentration = bias, concentration
         self.event = Event(0, self.symbols)
+        alpha = dirichlet(concentration, (self.states, self.symbols), "Categorical(concentration=)")
+        self.extra = (torch.atleast_2d(alpha).T if alpha.dim() else alpha) - 1
+        """What the prior adds to the expected counts (V, K)."""
         if table is not None:
             self.table = table
         if probs is not None:
@@ -67,11 +74,14 @@ class Categorical(Part, FiniteEmission, Generative):
 
     def recipe(self) -> tuple[tuple, dict[str, Any]]:
         """The sizes and the table's own recipe."""
-        return (self.symbols, self.states), {"bias": self.bias, "table": self._modules.get("table")}
+        more = {"bias": self.bias, "table": self._modules.get("table"), "concentration": self.concentration}
+        return (self.symbols, self.states), more
 
     def sized(self, states: int) -> "Categorical":
         """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else Categorical(self.symbols, states, bias=self.bias)
+        if self.states is not None:
+            return self
+        return Categorical(self.symbols, states, bias=self.bias, concentration=self.concentration)
 
     @property
     def probs(self) -> Tensor:
@@ -101,7 +111,7 @@ class Categorical(Part, FiniteEmission, Generative):
         """Symbols with probability sum over k of probs[k] p(v | k)."""
         return CategoricalDistribution(probs=probs @ constants.probs.value, validate_args=False)
 
-    def fill(self, y: Tensor, observed: Tensor | None, weights: Tensor) -> Tensor:
+    def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The likeliest symbol."""
         return (weights @ self.probs.to(weights.dtype)).argmax(-1)
 
@@ -114,7 +124,11 @@ class Categorical(Part, FiniteEmission, Generative):
         """Make `probs` (K, V) the emission."""
         self.table.weight.copy_(probs.log().T if self.table.bias is None else probs.log().T - self.table.bias[:, None])
 
-    def statistics(self, y: Tensor, weights: Tensor, observed: Tensor | None) -> Tensor:
+    def log_prior(self) -> Tensor:
+        """The Dirichlet's sum of (alpha - 1) log p."""
+        return log_dirichlet(self.probs.mT, self.extra)
+
+    def statistics(self, y: Tensor, u: Tree, weights: Tensor, observed: Tensor | None) -> Tensor:
         """Expected counts, (V, K), from symbols (T, B) and weights (T, B, K), zero where missing."""
         flat = weights.reshape(-1, weights.shape[-1])
         return symbol_sums(flat, y.reshape(-1), self.symbols)
@@ -122,12 +136,13 @@ class Categorical(Part, FiniteEmission, Generative):
     @torch.no_grad()
     def maximize(self, stats: Tensor) -> None:
         """Closed-form M-step; a state never visited keeps its distribution."""
+        stats = stats + self.extra.to(stats)
         total = stats.sum(0)
         new = stats / total.clamp_min(1e-300)
         self.set_probs(torch.where(total > 0, new, self.probs.T).T)
 
     @torch.no_grad()
-    def begin(self, y: Tensor, observed: Tensor | None) -> None:
+    def begin(self, y: Tensor, u: Tree, observed: Tensor | None) -> None:
         """A start for EM from the data: the overall frequencies, disturbed state by state."""
         symbols = y.reshape(-1) if observed is None else y[observed]
         counts = torch.bincount(symbols, minlength=self.symbols).to(self.table.weight) + 1
@@ -266,7 +281,7 @@ class Gaussian(Part, FiniteEmission, Generative):
         diagonal = factor.diagonal(dim1=-2, dim2=-1).log()
         self.log_diagonal.copy_(diagonal[..., : self.log_diagonal.shape[-1]][: len(self.log_diagonal)])
 
-    def fill(self, y: Tensor, observed: Tensor | None, weights: Tensor) -> Tensor:
+    def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The mean, given what is there of each row."""
         if observed is None or observed.dim() == 2:
             return weights @ self.mean
@@ -292,7 +307,7 @@ class Gaussian(Part, FiniteEmission, Generative):
             yield rows, filled, rest
 
     @torch.no_grad()
-    def statistics(self, y: Tensor, weights: Tensor, observed: Tensor | None) -> "Gaussian.Stats":
+    def statistics(self, y: Tensor, u: Tree, weights: Tensor, observed: Tensor | None) -> "Gaussian.Stats":
         """Expected sums; a missing coordinate counts by its conditional mean and covariance in each state."""
         flat, w = y.reshape(-1, self.dim), weights.reshape(-1, weights.shape[-1])
         if observed is None or observed.dim() == 2:
@@ -331,7 +346,7 @@ class Gaussian(Part, FiniteEmission, Generative):
         self.set_moments(mean, torch.where(keep, covariance, self.covariance))
 
     @torch.no_grad()
-    def begin(self, y: Tensor, observed: Tensor | None) -> None:
+    def begin(self, y: Tensor, u: Tree, observed: Tensor | None) -> None:
         """A start for EM from the data: means at K data points far apart (k-means++), the overall covariance."""
         points = y.reshape(-1, self.dim)
         if observed is not None:

@@ -7,21 +7,26 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical as CategoricalDistribution
 
+from statespan.errors import StatespanError
 from statespan.kernels.gated import gated_push
-from statespan.part import FiniteTransition, Generative, Part
+from statespan.part import FiniteTransition, Generative, MatrixTransition, Part
+from statespan.parts.priors import dirichlet, log_dirichlet
 from statespan.shapes import Float
 from statespan.tree import Shared, Tree
 
 
-class Dense(Part, FiniteTransition, Generative):
+class Dense(Part, MatrixTransition, Generative):
     r"""A free stochastic matrix: p(z_t = j | z_{t-1} = i) = softmax(logits_i)_j.
 
     Args:
         states: K.
+        concentration: alpha of a Dirichlet prior on each row, one number or (K, K), 1 or more: alpha - 1 is added to
+            the expected counts.
+        sticky: added to the concentration of staying, so that states last longer.
 
     Source:
         Rabiner, "A tutorial on hidden Markov models", Proc. IEEE 1989, section II; equation 10 of Buys, Bisk and
-        Choi, "Bridging HMMs and RNNs", where the rows of W are softmaxed.
+        Choi, "Bridging HMMs and RNNs", where the rows of W are softmaxed; sticky: Fox et al. 2011.
 
     Example:
         >>> Dense(3).probs.shape
@@ -30,35 +35,20 @@ class Dense(Part, FiniteTransition, Generative):
 
     fed = False
 
-    def __init__(self, states: int):
+    def __init__(self, states: int, concentration: Any = 1.0, sticky: float = 0.0):
         super().__init__()
         self.states = states
         self.logits = nn.Parameter(torch.randn(states, states))
+        alpha = dirichlet(concentration, (states, states), "Dense(concentration=)")
+        if sticky < 0:
+            raise StatespanError(f"Dense(sticky={sticky}): use 0 or more")
+        self.extra = alpha - 1 + sticky * torch.eye(states, dtype=torch.float64) if sticky else alpha - 1
+        """What the prior adds to the expected counts, (K, K)."""
 
     @property
     def probs(self) -> Tensor:
         """A, (K, K): `probs[i, j]` is p(next = j | now = i)."""
         return self.logits.softmax(-1)
-
-    def constants(self) -> Tensor:
-        """A, (K, K)."""
-        return self.probs
-
-    def tables(self, u: Tree, constants: Tensor) -> Shared:
-        """A, the same at every step."""
-        return Shared(constants)
-
-    def push(self, probs: Float[Tensor, "B K"], tables: Tensor, fed: Tree = None) -> Float[Tensor, "B K"]:
-        """P A."""
-        return probs @ tables
-
-    def pull(self, values: Float[Tensor, "B K"], tables: Tensor, fed: Tree = None) -> Float[Tensor, "B K"]:
-        """A f."""
-        return values @ tables.mT
-
-    def dense(self, tables: Tensor, fed: Tree = None) -> Float[Tensor, "*B K K"]:
-        """A."""
-        return tables
 
     def forward(self, z: Tensor, u: Tree = None) -> CategoricalDistribution:
         """The distribution of z_t given z_{t-1} = z."""
@@ -69,15 +59,17 @@ class Dense(Part, FiniteTransition, Generative):
         """Make `probs` (K, K) the matrix."""
         self.logits.copy_(probs.log())
 
-    def statistics(self, counts: Shared) -> Tensor:
-        """Expected counts of moves, (K, K), from a tree like the tables."""
-        return counts.value
+    def log_prior(self) -> Tensor:
+        """The Dirichlet's sum of (alpha - 1) log A."""
+        return log_dirichlet(self.probs, self.extra)
 
     @torch.no_grad()
     def maximize(self, counts: Tensor) -> None:
-        """Closed-form M-step from expected counts (K, K); a state never left keeps its row."""
+        """Closed-form M-step from expected counts (K, K); a state never left keeps its row, a zero stays."""
+        old = self.probs
+        counts = torch.where(old > 0, counts + self.extra.to(counts), 0.0)
         total = counts.sum(-1, keepdim=True)
-        self.set_probs(torch.where(total > 0, counts / total.clamp_min(1e-300), self.probs))
+        self.set_probs(torch.where(total > 0, counts / total.clamp_min(1e-300), old))
 
 
 class FedTransition(Part, FiniteTransition):

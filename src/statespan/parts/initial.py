@@ -1,6 +1,7 @@
 """How the state starts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.distributions import Categorical as CategoricalDistribution
 
 from statespan.part import CellInitial, FiniteInitial, Generative, Part
 from statespan.parts.gaussian_initial import NormalStart
+from statespan.parts.priors import dirichlet, log_dirichlet
 from statespan.tree import Tree
 
 __all__ = ["ConstantStart", "NormalStart", "Start"]
@@ -18,16 +20,19 @@ class Start(Part, FiniteInitial, Generative):
 
     Args:
         states: K.
+        concentration: alpha of a Dirichlet prior, one number or (K,), 1 or more: alpha - 1 is added to the counts.
 
     Example:
         >>> Start(3).probs().shape
         torch.Size([3])
     """
 
-    def __init__(self, states: int):
+    def __init__(self, states: int, concentration: Any = 1.0):
         super().__init__()
         self.states = states
         self.logits = nn.Parameter(torch.zeros(states))
+        self.extra = dirichlet(concentration, (states,), "Start(concentration=)") - 1
+        """What the prior adds to the expected counts."""
 
     def probs(self) -> Tensor:
         """(K,), sums to one."""
@@ -42,8 +47,14 @@ class Start(Part, FiniteInitial, Generative):
         """Make `probs` (K,) the distribution."""
         self.logits.copy_(probs.log())
 
+    def log_prior(self) -> Tensor:
+        """The Dirichlet's sum of (alpha - 1) log p."""
+        return log_dirichlet(self.probs(), self.extra)
+
+    @torch.no_grad()
     def maximize(self, counts: Tensor) -> None:
-        """Closed-form M-step from expected counts (K,)."""
+        """Closed-form M-step from expected counts (K,); a zero stays."""
+        counts = torch.where(self.probs() > 0, counts + self.extra.to(counts), 0.0)
         if float(counts.sum()) > 0:
             self.set_probs(counts / counts.sum())
 
