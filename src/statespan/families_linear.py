@@ -143,7 +143,7 @@ def _part(
     return part
 
 
-def _known(transition: nn.Module, mean: Tensor | None, scale: Tensor | None) -> nn.Module:
+def _known(transition: Any, mean: Tensor | None, scale: Tensor | None) -> nn.Module:
     start = NormalStart(transition.event.dim).double()
     with torch.no_grad():
         if mean is not None:
@@ -153,18 +153,18 @@ def _known(transition: nn.Module, mean: Tensor | None, scale: Tensor | None) -> 
     return start
 
 
-def _stationary(transition: nn.Module, mean: Tensor | None, scale: Tensor | None) -> nn.Module:
+def _stationary(transition: Any, mean: Tensor | None, scale: Tensor | None) -> nn.Module:
     start = StationaryStart(transition)
     with torch.no_grad():
         start.gaussian(1)
     return start
 
 
-def _diffuse(transition: nn.Module, mean: Tensor | None, scale: Tensor | None) -> nn.Module:
+def _diffuse(transition: Any, mean: Tensor | None, scale: Tensor | None) -> nn.Module:
     return DiffuseStart(transition.event.dim)
 
 
-def _approximate(transition: nn.Module, mean: Tensor | None, scale: Tensor | None) -> nn.Module:
+def _approximate(transition: Any, mean: Tensor | None, scale: Tensor | None) -> nn.Module:
     size = transition.event.dim
     return _known(transition, mean, APPROXIMATE**0.5 * torch.eye(size, dtype=torch.float64)).requires_grad_(False)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from statespan.belief import Gaussian
+from statespan.belief import Diffuse, Gaussian
 from statespan.sequences import Event
 from statespan.tree import Shared, Tree
 
@@ -210,6 +210,9 @@ class FiniteEmission(ABC):
 class Affine(NamedTuple):
     """x -> A x + b + scale e, with e standard normal.
 
+    Where inputs change one of them it has their axes in front, time and batch: (T, B, E, D), or (T, 1, E, D) where it
+    is the same for all sequences.
+
     Args:
         matrix: A, (E, D).
         offset: b, (E,).
@@ -225,7 +228,7 @@ class GaussianInitial(ABC):
     """p(z_1), normal."""
 
     @abstractmethod
-    def gaussian(self, batch: int) -> Gaussian:
+    def gaussian(self, batch: int) -> Gaussian | Diffuse:
         """The belief about z_1 for B sequences."""
 
 
@@ -237,7 +240,7 @@ class LinearPart(ABC):
 
     @abstractmethod
     def affine(self, u: Tree) -> Affine:
-        """A, b and the noise's scale."""
+        """A, b and the noise's scale under inputs (..., U)."""
 
 
 # ------------------------------------------------------------------------------------------------- cells

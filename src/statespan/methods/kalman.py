@@ -75,8 +75,8 @@ def settle(matrix: Tensor, factor: Tensor) -> Settled:
         gives both at once and needs no innovation without noise to be inverted.
     """
     seen = matrix @ factor  # H, (..., E, q)
-    outputs, flat = seen.shape[-2:]
-    short = min(outputs, flat)
+    outputs, width = seen.shape[-2:]
+    short = min(outputs, width)
     left, size, right = torch.linalg.svd(seen.detach(), full_matrices=True)
     scale = (matrix.detach().abs() @ factor.detach().abs()).amax((-1, -2))
     told = (size > scale[..., None] * torch.finfo(seen.dtype).eps ** 0.5).to(seen.dtype)
@@ -86,9 +86,19 @@ def settle(matrix: Tensor, factor: Tensor) -> Settled:
     solve = right.mT[..., :short] @ inverse @ left[..., :short].mT  # T, (..., q, E)
     own = torch.nn.functional.pad(told, (0, outputs - short))
     rest = (1 - own)[..., None] * (left.mT - left.mT @ seen @ solve)
-    stays = torch.nn.functional.pad(1 - told, (0, flat - short), value=1.0)
-    left_flat = (factor - factor @ solve @ seen) @ right.mT * stays[..., None, :]
-    return Settled(factor @ solve, rest, own, left_flat, torch.linalg.slogdet(square).logabsdet)
+    left_over = factor - factor @ solve @ seen
+    flat = left_over @ _remaining(factor, left_over, told.sum(-1))
+    return Settled(factor @ solve, rest, own, flat, torch.linalg.slogdet(square).logabsdet)
+
+
+def _remaining(before: Tensor, after: Tensor, told: Tensor) -> Tensor:
+    """Turns what is left of a factor so that as many columns are not zero as directions are flat, (..., q, q)."""
+    _, size, right = torch.linalg.svd(after.detach(), full_matrices=True)
+    width, short = after.shape[-1], size.shape[-1]
+    count = before.detach().ne(0).any(-2).sum(-1) - told
+    rounding = before.detach().abs().amax((-1, -2)) * _rounding(after)
+    kept = (torch.arange(short, device=after.device) < count[..., None]) & (size > rounding[..., None])
+    return right.mT * torch.nn.functional.pad(kept.to(after.dtype), (0, width - short))[..., None, :]
 
 
 def absorb(top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor, Tensor]:

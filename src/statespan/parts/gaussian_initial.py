@@ -1,5 +1,7 @@
 """How a Gaussian state starts: known, stationary, or not known at all."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
@@ -95,7 +97,7 @@ class StationaryStart(Part, GaussianInitial, Generative):
 
     def gaussian(self, batch: int) -> Gaussian:
         """The belief about z_1 for `batch` sequences."""
-        move = self.transition
+        move: Any = self.transition
         mean, scale = stationary(move.matrix, move.offset, root(move.scale))
         return Gaussian(mean.expand(batch, -1), scale.expand(batch, -1, -1))
 

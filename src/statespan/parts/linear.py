@@ -34,7 +34,7 @@ class _Turned(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (turn,) = ctx.saved_tensors
         return gradients[0] @ turn.mT
 
@@ -105,6 +105,7 @@ class Linear(Part, LinearPart, Generative):
     """
 
     event: Event
+    control: nn.Parameter | None
 
     def __init__(self, inputs: int, outputs: int | None = None, controls: int = 0):
         super().__init__()
