@@ -1,0 +1,16 @@
+"""A drop-in for hmmlearn 0.3.3: change the import, keep the program."""
+
+from statespan.compat.hmmlearn import base, hmm, utils, vhmm
+from statespan.compat.hmmlearn.hmm import CategoricalHMM, GaussianHMM
+from statespan.compat.hmmlearn.vhmm import VariationalCategoricalHMM, VariationalGaussianHMM
+
+__all__ = [
+    "CategoricalHMM",
+    "GaussianHMM",
+    "VariationalCategoricalHMM",
+    "VariationalGaussianHMM",
+    "base",
+    "hmm",
+    "utils",
+    "vhmm",
+]

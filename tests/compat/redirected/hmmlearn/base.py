@@ -1,0 +1,1 @@
+from statespan.compat.hmmlearn.base import *  # noqa: F403

@@ -1,0 +1,1 @@
+from statespan.compat.hmmlearn.hmm import *  # noqa: F403

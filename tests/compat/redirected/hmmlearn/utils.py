@@ -1,0 +1,1 @@
+from statespan.compat.hmmlearn.utils import *  # noqa: F403

@@ -1,0 +1,1 @@
+from statespan.compat.hmmlearn.vhmm import *  # noqa: F403
