@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import statespan as ss
+from statespan.tree import leaves
 
 
 def chain() -> ss.StateSpace:
@@ -135,3 +136,126 @@ def test_nothing_missing_is_imputed_as_it_is():
     y = torch.tensor([0, 1, 2])
     assert torch.equal(chain().impute(y), y)
     assert [f.tolist() for f in chain().impute([[0, 1], [2]])] == [[0, 1], [2]]
+
+
+MODELS = {
+    "symbols": lambda: ss.hmm(states=3, emission=ss.Categorical(4), seed=2),
+    "fed": lambda: ss.ladder("hmm/addition", vocabulary=4, width=3, spread=1.0, dtype=torch.float64, seed=1),
+    "vectors": lambda: ss.linear_gaussian(2, 1, seed=0),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_stream_with_a_lag_is_the_smoother_of_what_was_seen(name: str):
+    model = MODELS[name]()
+    y = model.sample(None, 7, seed=0)[1]
+    stream = model.stream(lag=2)
+    for t in range(len(y)):
+        stream.update(y[t])
+        if t < 2:
+            assert stream.lagged is None
+            continue
+        now, whole = stream.lagged.summary(), model.smooth(y[: t + 1])
+        for key, value in now.items():
+            assert_close(value[0], whole.values[key][t - 2], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_stream_is_saved_and_goes_on(name: str, tmp_path):
+    model = MODELS[name]()
+    y = model.sample(None, 6, seed=0)[1]
+    one, other = model.stream(lag=1), model.stream(lag=1)
+    for step in y[:3]:
+        one.update(step)
+    one.save(tmp_path / "stream.safetensors")
+    other.resume(tmp_path / "stream.safetensors")
+    for step in y[3:]:
+        one.update(step)
+        other.update(step)
+    assert torch.equal(one.log_prob, other.log_prob)
+    for a, b in zip(leaves(one.lagged), leaves(other.lagged), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ss.StatespanError, match="lag=1"):
+        model.stream().resume(tmp_path / "stream.safetensors")
+    with pytest.raises(ss.StatespanError, match="not a whole statespan file"):
+        model.stream().resume(__file__)
+
+
+@pytest.mark.parametrize("holes", [(), (1,), (0, 4)])
+@pytest.mark.parametrize("name", ["symbols", "fed"])
+def test_pairs_of_neighbours_equal_enumeration(name: str, holes: tuple):
+    model = MODELS[name]()
+    y = model.sample(None, 5, seed=0)[1]
+    y[list(holes)] = -1
+    pairs = torch.zeros(4, 3, 3, dtype=torch.float64)
+    paths = torch.cartesian_prod(*[torch.arange(3)] * 5)
+    weights = model.log_prob(y.expand(len(paths), -1), states=paths).detach().exp()
+    for path, weight in zip(paths.tolist(), weights, strict=True):
+        for t in range(4):
+            pairs[t, path[t], path[t + 1]] += weight
+    answer = model.smooth(y, pairs=True)
+    assert_close(answer.pairs, pairs / weights.sum(), rtol=0, atol=1e-10)
+    assert_close(answer.pairs.sum(-1), answer.probs[:-1], rtol=0, atol=1e-10)
+    ragged = model.smooth([y, y[:2], y[:1]], pairs=True).pairs
+    assert [len(x) for x in ragged] == [4, 1, 0]
+    assert_close(ragged[1], model.smooth(y[:2], pairs=True).pairs, rtol=0, atol=1e-10)
+
+
+def test_neighbours_of_a_normal_state_have_a_covariance():
+    model = MODELS["vectors"]()
+    y = model.sample(None, 5, seed=0)[1]
+    assert model.smooth(y, pairs=True).pairs.shape == (4, 2, 2)
+
+
+def test_pairs_that_no_method_knows_are_refused():
+    with pytest.raises(ss.StatespanError, match="without pairs"):
+        ss.ladder("elman", vocabulary=4, width=3).smooth([0, 1], pairs=True)
+
+
+def test_surprise_is_minus_the_log_probability_of_each_step():
+    model = MODELS["symbols"]()
+    rows = [[0, 1, None, 3], [2, 2]]
+    answer = model.filter(rows)
+    for row, surprise, total in zip(rows, answer.surprise, answer.log_prob, strict=True):
+        stream = model.stream()
+        for y, value in zip(row, surprise, strict=True):
+            stream.update(y)
+            assert_close(stream.surprise, value)
+        assert_close(-surprise.sum(), total)
+    assert model.smooth(rows[1]).surprise.shape == (2,)
+    assert [row.tolist() for row in answer.states] == [row.argmax(-1).tolist() for row in answer.probs]
+
+
+def test_possible_states_constrain_every_answer():
+    """Where only some states are allowed, answers are of y and of the path lying among them."""
+    model = MODELS["symbols"]()
+    y = torch.tensor([0, 3, 1, 2])
+    allowed = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 1, 1], [0, 0, 1]], dtype=torch.bool)
+    paths = torch.cartesian_prod(*[torch.arange(3)] * 4)
+    inside = allowed[torch.arange(4), paths].all(-1)
+    joint = model.log_prob(y.expand(len(paths), -1), states=paths).detach()
+    assert_close(model.log_prob(y, states=allowed).detach(), joint[inside].logsumexp(0))
+    assert bool((model.smooth(y, states=allowed).probs[~allowed] == 0).all())
+    best = torch.where(inside, joint, -torch.inf).argmax()
+    assert model.decode(y, states=allowed).tolist() == paths[best].tolist()
+    labels = torch.full((4, 3), True)
+    labels[1] = torch.tensor([False, False, True])
+    assert_close(model.log_prob(y, states=labels), model.log_prob(y, states=[-1, 2, -1, -1]))
+    model.fit([y, y[:2]], states=[allowed, allowed[:2]], by=ss.EM(iterations=3))
+    for bad, message in (
+        (allowed[:, 1:], "the model has 3"),
+        (allowed & False, "allows no state"),
+        (allowed[:3], "one entry for every step"),
+        (allowed.double(), "one label for every step, or True and False"),
+    ):
+        with pytest.raises(ss.StatespanError, match=message):
+            model.log_prob(y, states=bad)
+
+
+def test_weights_that_make_no_sense_are_refused():
+    model = MODELS["symbols"]()
+    for weights in ([1.0, -1.0], [1.0, float("nan")]):
+        with pytest.raises(ss.StatespanError, match="weights: give one number, 0 or more"):
+            model.fit([[0, 1], [2]], weights=weights)
+    with pytest.raises(ss.StatespanError, match="weights has lengths"):
+        model.fit([[0, 1], [2]], weights=[[1.0], [1.0]])

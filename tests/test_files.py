@@ -156,10 +156,9 @@ def test_what_cannot_be_saved_is_named(tmp_path):
             super().__init__()
 
     try:
-        for value, words in ((torch.zeros(2), "made from a Tensor"), (object(), "made from a object")):
-            model.transition = Holds(value)
-            with pytest.raises(ss.StatespanError, match=words):
-                model.save(tmp_path / "m.safetensors")
+        model.transition = Holds(object())
+        with pytest.raises(ss.StatespanError, match="made from a object"):
+            model.save(tmp_path / "m.safetensors")
     finally:
         for name in [n for n in PARTS if "Holds" in n]:
             del PARTS[name]

@@ -19,6 +19,7 @@ class Posterior(NamedTuple):
         log_prob: (N,) natural log-probability of the observed entries.
         exact: whether the answer is exact.
         layout: how the question was put.
+        steps: (N, T) log p(y_t | y_<t) of every step, zero where nothing is observed; in the question's form.
         belief: the belief at each sequence's own end, to carry on from; None for a smoothed posterior.
     """
 
@@ -26,6 +27,7 @@ class Posterior(NamedTuple):
     log_prob: Tensor
     exact: bool
     layout: Layout
+    steps: Any
     belief: Any = None
 
     def _value(self, name: str) -> Any:
@@ -37,6 +39,25 @@ class Posterior(NamedTuple):
     def probs(self) -> Any:
         """State probabilities, (N, T, K)."""
         return self._value("probs")
+
+    @property
+    def states(self) -> Any:
+        """The most probable state of each step by itself, (N, T); the likeliest path is `model.decode`."""
+        probs = self.probs
+        return [row.argmax(-1) for row in probs] if isinstance(probs, list) else probs.argmax(-1)
+
+    @property
+    def pairs(self) -> Any:
+        """Neighbouring states, where they were asked for: p(z_t = i, z_{t+1} = j | y), (N, T - 1, K, K).
+
+        Of a normal state the covariance of z_t and z_{t+1}, (N, T - 1, D, D).
+        """
+        return self._value("pairs")
+
+    @property
+    def surprise(self) -> Any:
+        """Minus log p(y_t | y_<t) of every step in nats, (N, T): large where an observation was not expected."""
+        return [-row for row in self.steps] if isinstance(self.steps, list) else -self.steps
 
     @property
     def mean(self) -> Any:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -33,6 +35,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
             return module(x, path)
         if isinstance(x, (tuple, list)):
             return [value(item, f"{path}.{i}") for i, item in enumerate(x)]
+        if isinstance(x, (torch.Tensor, np.ndarray)):
+            return x.tolist()
         if x is None or isinstance(x, (bool, int, float, str)):
             return x
         raise StatespanError(
@@ -140,6 +144,61 @@ def save(model: nn.Module, path: str | os.PathLike[str], extra: dict[str, Any] |
     }
     # One key: safetensors writes several in no fixed order, and the same model shall be the same bytes.
     write_bytes(path, to_bytes(tensors, {"statespan": json.dumps(header)}))
+
+
+def save_tree(tree: Any, path: str | os.PathLike[str], extra: dict[str, Any] | None = None) -> None:
+    """Write a tree of tensors, such as a belief: tensors, and as JSON how they hang together.
+
+    Args:
+        tree: named tuples of the library, tuples, tensors and None.
+        path: the file.
+        extra: JSON values kept beside it.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def value(x: Any) -> Any:
+        if x is None:
+            return None
+        if isinstance(x, torch.Tensor):
+            name = str(len(tensors))
+            tensors[name] = x.detach().contiguous().cpu().clone()
+            return name
+        kind = type(x)
+        name = "" if kind is tuple else f"{kind.__module__}:{kind.__qualname__}"
+        return {"tuple": name, "items": [value(item) for item in x]}
+
+    header = {"format": FORMAT, "version": __version__, "tree": value(tree), "extra": extra or {}}
+    write_bytes(path, to_bytes(tensors, {"statespan": json.dumps(header)}))
+
+
+def load_tree(path: str | os.PathLike[str], device: torch.device | str | None = None) -> tuple[Any, dict[str, Any]]:
+    """Read what `save_tree` wrote, and the JSON values beside it."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})["statespan"])
+            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
+
+        def value(x: Any) -> Any:
+            if x is None or isinstance(x, str):
+                return x if x is None else tensors[x]
+            items = [value(item) for item in x["items"]]
+            return _named_tuple(x["tuple"])(*items) if x["tuple"] else tuple(items)
+
+        return value(header["tree"]), header["extra"]
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise StatespanError(f"{path}: not a whole statespan file of a belief ({error}); save it again") from error
+
+
+def _named_tuple(name: str) -> type:
+    """A named tuple of this library, or of the package of a part that is imported; nothing else is made."""
+    module, _, path = name.partition(":")
+    packages = {part.partition(".")[0] for part in PARTS}
+    found: Any = sys.modules.get(module) if module.partition(".")[0] in packages else None
+    for piece in path.split("."):
+        found = getattr(found, piece, None)
+    if not (isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")):
+        raise ValueError(f"it needs {name}; import the module that defines it")
+    return found
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str | None = None) -> Any:

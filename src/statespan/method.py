@@ -111,6 +111,12 @@ class Method(ABC):
     ) -> Any:
         """p(z_t | y_1..y_T), stacked (T, B, ...)."""
 
+    def smooth_pairs(
+        self, model: "statespan.model.StateSpace", prepared: Prepared, belief: Any, shape: tuple[int, int]
+    ) -> tuple[Any, Tensor]:
+        """`smooth`, and the joint p(z_t, z_{t+1} | y) of neighbours, (T - 1, B, ...); of normal states a covariance."""
+        raise StatespanError(f"{type(self).__name__} knows no joint law of neighbouring states; smooth without pairs")
+
     @abstractmethod
     def emit(self, model: "statespan.model.StateSpace", constants: Tree, belief: Any, u: Tree) -> Any:
         """The distribution of y_t under a belief about z_t: exact if it can be had, else of a drawn state."""

@@ -131,7 +131,7 @@ class StateSpace(Part):
             y: the sequences (see the class).
             lengths: (N,) lengths of a padded batch.
             inputs: inputs, the forms of y.
-            states: labelled states, -1 unknown.
+            states: labelled states, -1 unknown; or the states possible at each step, bool with a last axis of K.
             method: an inference method instead of the model's own.
             belief: a belief carried in from an earlier window.
 
@@ -149,10 +149,24 @@ class StateSpace(Part):
         states: Any = None,
         method: Method | None = None,
         belief: Any = None,
+        pairs: bool = False,
     ) -> Posterior:
-        """p(z_t | y_1..y_T): what is known of each moment in hindsight. Arguments as for `filter`."""
+        """p(z_t | y_1..y_T): what is known of each moment in hindsight.
+
+        Args:
+            y: the sequences (see the class).
+            lengths: (N,) lengths of a padded batch.
+            inputs: inputs, the forms of y.
+            states: labelled states, -1 unknown; or the states possible at each step, bool with a last axis of K.
+            method: an inference method instead of the model's own.
+            belief: a belief carried in from an earlier window.
+            pairs: also give `.pairs`, the joint law of neighbouring states, (N, T - 1, K, K).
+
+        Returns:
+            A `Posterior`.
+        """
         data, layout = verbs.ask(self, y, lengths, inputs, states)
-        return verbs.smooth(self, data, layout, method, belief)
+        return verbs.smooth(self, data, layout, method, belief, pairs)
 
     def decode(
         self,
@@ -170,7 +184,7 @@ class StateSpace(Part):
             k: give the k best paths and their log p(z, y), best first; ties go to the lower state.
             lengths: (N,) lengths of a padded batch.
             inputs: inputs, the forms of y.
-            states: labelled states, -1 unknown.
+            states: labelled states, -1 unknown; or the states possible at each step, bool with a last axis of K.
             method: an inference method instead of the model's own.
 
         Returns:
@@ -279,14 +293,15 @@ class StateSpace(Part):
         data, layout = verbs.ask(self, y, lengths, inputs)
         return verbs.sample_posterior(self, data, layout, n, seed, method)
 
-    def stream(self, method: Method | None = None, belief: Any = None) -> verbs.Stream:
-        """One observation at a time: `update(y_t)`, `belief`, `log_prob`, `forecast(steps)`.
+    def stream(self, method: Method | None = None, belief: Any = None, lag: int = 0) -> verbs.Stream:
+        """One observation at a time: `update(y_t)`, `belief`, `log_prob`, `surprise`, `lagged`, `forecast(steps)`.
 
         Args:
             method: an inference method instead of the model's own.
             belief: where to start from.
+            lag: how many steps of hindsight `lagged` has.
         """
-        return verbs.Stream(self, method, belief)
+        return verbs.Stream(self, method, belief, lag)
 
     def fit(
         self,

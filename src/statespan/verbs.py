@@ -1,5 +1,6 @@
 """The verbs, each written once, over any model and method."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch.distributions import Categorical, Distribution
 
 from statespan.answers import Forecast, Posterior
 from statespan.errors import StatespanError
+from statespan.files import load_tree, save_tree
 from statespan.method import Method, prepare, run, total, walk_back
 from statespan.methods import check, method_for
 from statespan.part import seeded
@@ -47,19 +49,36 @@ def filter(model: Any, data: Sequences, layout: Layout, method: Method | None = 
         trace = run(model, method, data, belief, ("filtered", "last", "log_prob"))
     assert trace.log_prob is not None
     values = {name: layout.steps(value) for name, value in method.public(model, trace.filtered).summary().items()}
-    return Posterior(values, layout.each(trace.log_prob.sum(0)), method.exact(model), layout, trace.last)
+    return Posterior(values, *_scores(trace.log_prob, layout, method.exact(model)), trace.last)
 
 
-def smooth(model: Any, data: Sequences, layout: Layout, method: Method | None = None, belief: Any = None) -> Posterior:
-    """Smoothed beliefs."""
-    method = choose(model, method)
+def _scores(log_prob: Tensor, layout: Layout, exact: bool) -> tuple[Tensor, bool, Layout, Any]:
+    """The log-probability of each sequence, what a posterior says beside it, and that of each step."""
+    return layout.each(log_prob.sum(0)), exact, layout, layout.steps(log_prob)
+
+
+def smooth(
+    model: Any,
+    data: Sequences,
+    layout: Layout,
+    method: Method | None = None,
+    belief: Any = None,
+    pairs: bool = False,
+) -> Posterior:
+    """Smoothed beliefs; with `pairs` the joint law of neighbours too."""
+    method, joint = choose(model, method), None
     with torch.no_grad():
         prepared = prepare(model, method, data, belief=belief)
-        smoothed = method.public(model, method.smooth(model, prepared, belief, data.shape))
-        values = {name: layout.steps(value) for name, value in smoothed.summary().items()}
+        if pairs:
+            smoothed, joint = method.smooth_pairs(model, prepared, belief, data.shape)
+        else:
+            smoothed = method.smooth(model, prepared, belief, data.shape)
+        values = {name: layout.steps(value) for name, value in method.public(model, smoothed).summary().items()}
         log_prob = run(model, method, data, belief, prepared=prepared).log_prob
     assert log_prob is not None
-    return Posterior(values, layout.each(log_prob.sum(0)), method.exact(model), layout)
+    if joint is not None:
+        values["pairs"] = layout._replace(lengths=[n - 1 for n in layout.lengths]).steps(joint)
+    return Posterior(values, *_scores(log_prob, layout, method.exact(model)))
 
 
 def decode(model: Any, data: Sequences, layout: Layout, k: int | None, method: Method | None) -> Any:
@@ -245,19 +264,29 @@ class Stream:
         model: a state space.
         method: the method, or None for the model's own.
         belief: where to start from; None is the beginning.
+        lag: how many steps of hindsight `lagged` has: fixed-lag smoothing, at the cost of `lag` steps an update.
+
+    Source:
+        Fixed lag: Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, section 12.5.
 
     Example:
         >>> import statespan as ss
-        >>> stream = ss.hmm(states=2, emission=ss.Categorical(3), seed=0).stream()
+        >>> stream = ss.hmm(states=2, emission=ss.Categorical(3), seed=0).stream(lag=1)
         >>> _ = stream.update(1)
-        >>> stream.belief.probs.shape
+        >>> stream.belief.probs.shape, stream.lagged is None
+        (torch.Size([1, 2]), True)
+        >>> _ = stream.update(2)
+        >>> stream.lagged.probs.shape
         torch.Size([1, 2])
     """
 
-    def __init__(self, model: Any, method: Method | None = None, belief: Any = None):
-        self.model, self.method, self.belief = model, choose(model, method), belief
+    def __init__(self, model: Any, method: Method | None = None, belief: Any = None, lag: int = 0):
+        if lag < 0:
+            raise StatespanError(f"stream(lag={lag}): use 0 or more")
+        self.model, self.method, self.belief, self.lag = model, choose(model, method), belief, lag
         with torch.no_grad():
             self.constants = self.method.constants(model)
+        self._recent: deque[tuple[Any, Tree]] = deque(maxlen=lag + 1)
         self._total = torch.zeros((), dtype=torch.float64)
         self._last = self._total
 
@@ -270,6 +299,26 @@ class Stream:
     def surprise(self) -> Tensor:
         """Minus log p of the last observation given those before it, in nats."""
         return -self._last
+
+    @property
+    def state(self) -> Any:
+        """The belief about the state now, in the terms of the user's states."""
+        return None if self.belief is None else self.method.public(self.model, self.belief)
+
+    @property
+    def lagged(self) -> Any:
+        """The belief about the state `lag` steps ago given everything seen; None until there is such a step."""
+        if len(self._recent) <= self.lag:
+            return None
+        beliefs, inputs = zip(*self._recent, strict=True)
+        batch = torch.ones(len(beliefs), 1, dtype=torch.bool, device=_device(self.model))
+        blank = Sequences(observed=batch, u=None if inputs[0] is None else torch.stack(inputs))
+        with torch.no_grad():
+            moves = unstack(self.method.prepare(self.model, self.constants, blank)[0], len(beliefs))
+            later = beliefs[-1]
+            for t in range(len(beliefs) - 2, -1, -1):
+                later = self.method.backward(self.model, beliefs[t], moves[t + 1], later)
+            return self.method.public(self.model, later)
 
     def update(self, y: Any, inputs: Any = None) -> Any:
         """See one observation (None, NaN or -1: a gap) and return the belief about the state now.
@@ -288,7 +337,32 @@ class Stream:
         assert trace.log_prob is not None
         self.belief, self._last = detach(trace.last), trace.log_prob.sum()
         self._total = self._total + self._last
+        if self.lag:
+            self._recent.append((self.belief, None if data.u is None else data.u[0]))
         return self.belief
+
+    def save(self, path: Any) -> None:
+        """Write what the stream knows, to go on from later: `model.stream().resume(path)`.
+
+        Args:
+            path: a file name, by custom `.safetensors`.
+        """
+        save_tree((self.belief, self._total, self._last, tuple(self._recent)), path, {"lag": self.lag})
+
+    def resume(self, path: Any) -> "Stream":
+        """Go on from what `save` wrote for the same model; the stream itself.
+
+        Args:
+            path: the file.
+
+        Raises:
+            StatespanError: no such file, or it was written by a stream of another lag.
+        """
+        (self.belief, self._total, self._last, recent), extra = load_tree(path, _device(self.model))
+        if extra["lag"] != self.lag:
+            raise StatespanError(f"{path} is of a stream with lag={extra['lag']}; ask for model.stream(lag=...) alike")
+        self._recent.extend(recent)
+        return self
 
     def forecast(self, steps: int, samples: int = 200, seed: int | None = 0, inputs: Any = None) -> Forecast:
         """What comes next.
@@ -302,5 +376,6 @@ class Stream:
         if self.belief is None:
             raise StatespanError("nothing has been seen yet; update the stream first, or use model.sample")
         layout = Layout(True, False, [1])
+        future = None if inputs is None else ahead(inputs, layout, steps, next(self.model.parameters()))
         with torch.no_grad(), seeded(seed):
-            return forecast_from(self.model, self.method, self.constants, self.belief, layout, steps, samples, inputs)
+            return forecast_from(self.model, self.method, self.constants, self.belief, layout, steps, samples, future)

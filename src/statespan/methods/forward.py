@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from statespan.belief import Discrete, with_fed
-from statespan.method import Expected, Method, Prepared, Statistics, closed_parts, run
+from statespan.method import Expected, Method, Prepared, Statistics, closed_parts, run, scan
 from statespan.methods.finite import (
     ACCEPTS,
     Constants,
@@ -22,7 +22,7 @@ from statespan.methods.finite import (
 from statespan.methods.max_product import MaxProduct
 from statespan.sequences import Sequences
 from statespan.shapes import Float
-from statespan.tree import Shared, Tree, leaves, replace_leaves, tree_map
+from statespan.tree import Shared, Tree, leaves, replace_leaves, tree_map, unstack
 
 
 class Forward(Method):
@@ -91,6 +91,31 @@ class Forward(Method):
         """Likelihood times the gradient of log p: exact, through the scan or any kernel."""
         posterior, _, _ = expectations(model, self, prepared, belief, shape)
         return Discrete(posterior)
+
+    def smooth_pairs(
+        self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
+    ) -> tuple[Discrete, Float[Tensor, "T1 B K K"]]:
+        """Smoothed states, and p(z_t = i, z_{t+1} = j | y): zero past each end.
+
+        Source:
+            Rabiner 1989, equation 37.
+        """
+        smoothed = self.smooth(model, prepared, belief, shape).probs
+        steps = [step.filtered for step in scan(model, self, prepared, *shape, belief)]
+        pairs, moves = [], unstack(prepared.moves, shape[0])
+        for t, (now, move) in enumerate(zip(steps[:-1], moves[1:], strict=True)):
+            predicted = self.predict(model, now, move).state.probs
+            ratio = torch.where(predicted > 0, smoothed[t + 1] / predicted.clamp_min(1e-300), 0.0)
+            table = model.transition.dense(move.tables, None if now.fed is None else now.fed.value)
+            if now.fed is not None and now.fed.observed is not None:
+                average: Any = move.average
+                table = torch.where(now.fed.observed[:, None, None], table, average.value)
+            joint = now.state.probs[:, :, None] * table * ratio[:, None]
+            if prepared.lengths is not None:
+                joint = torch.where((prepared.lengths - 1 > t)[:, None, None], joint, 0.0)
+            pairs.append(public(model.transition, public(model.transition, joint).mT).mT)
+        blank = smoothed.new_zeros(0, shape[1], *[model.transition.public_states] * 2)
+        return Discrete(smoothed), torch.stack(pairs) if pairs else blank
 
     def backward(self, model: Any, belief: Any, move: Moves, later: Any) -> Any:
         """s_t times A (later / predicted): smoothed, or p(z_t | z_{t+1}, y_<=t) when `later` is one-hot."""
