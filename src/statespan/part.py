@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from statespan.belief import Diffuse, Gaussian
+from statespan.errors import StatespanError
 from statespan.sequences import Event
-from statespan.tree import Shared, Tree
+from statespan.tree import Shared, Tree, unstack
 
 P = TypeVar("P", bound="Part")
 PARTS: dict[str, type["Part"]] = {}
@@ -75,9 +76,21 @@ class FiniteInitial(ABC):
 
     states: int
 
+    together: bool = False
+    """Whether it shares parameters with the transition, whose M-step it then does too: `maximize_with(stats, moves)`,
+    from its own statistics and the transition's."""
+
     @abstractmethod
     def probs(self) -> Tensor:
         """(K,), sums to one."""
+
+    def given(self, u: Tree, probs: Tensor) -> Shared:
+        """p(z_1) under the inputs (T, B, U), (K,) or (B, K); `probs` is what `probs()` gave."""
+        return Shared(probs)
+
+    def statistics(self, counts: Tensor, u: Tree) -> Tree:
+        """Sums over sequences of the expected first states (B, K), for `maximize`."""
+        return counts.sum(0)
 
 
 class FiniteTransition(ABC):
@@ -117,6 +130,17 @@ class FiniteTransition(ABC):
     def dense(self, tables: Tree, fed: Tree) -> Tensor:
         """A itself, (K, K) or (B, K, K)."""
 
+    def best(self, score: Tensor, tables: Tree, fed: Tree) -> tuple[Tensor, Tensor]:
+        """The k best ways into each state, in place of `push`'s sum: log-probabilities (B, K, k), best first, to the same.
+
+        With each comes where it came from: the previous state times k plus the rank there. Ties go to the lower.
+        """
+        return best_ways(score, self.dense(tables, fed))
+
+    def stationary(self) -> Tensor:
+        """The distribution that a move leaves as it is, pi A = pi, (K,)."""
+        return stationary(self.dense(unstack(self.tables(None, self.constants()), 1)[0], None))
+
     def feed(self, y: Tensor, u: Tree, constants: Tree) -> Tree:
         """What y_t leaves behind for the next move, for all t at once; only for an autoregressive transition."""
         return None
@@ -131,6 +155,41 @@ def scaled(log: Tensor) -> tuple[Tensor, Tensor]:
     top = log.detach().amax(-1, keepdim=True)
     top = torch.where(top.isfinite(), top, 0.0)
     return (log - top).exp(), top[..., 0].double()
+
+
+def expected_log(counts: Tensor, probs: Tensor) -> Tensor:
+    """Sum of counts times log p; a count of zero adds nothing whatever p."""
+    there = counts > 0
+    return (torch.where(there, counts, 0.0) * torch.where(there, probs, 1.0).log()).sum()
+
+
+def best_ways(score: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """The k best ways into each state by a dense table, (K, K) or (B, K, K): see `FiniteTransition.best`."""
+    k, log = score.shape[-1], table.to(score).log()
+    ways = (score[:, :, :, None] + (log if log.dim() == 3 else log[None])[:, :, None, :]).flatten(1, 2)
+    if k == 1:
+        back = ways.argmax(1, keepdim=True)
+        return ways.gather(1, back).mT, back.mT
+    best, back = ways.sort(dim=1, descending=True, stable=True)
+    return best[:, :k].mT, back[:, :k].mT
+
+
+def stationary(table: Tensor) -> Tensor:
+    """Solve pi A = pi, sum of pi = 1, for a stochastic matrix A (K, K).
+
+    Raises:
+        StatespanError: the chain has more than one such distribution: it falls into parts that do not meet.
+    """
+    eye = torch.eye(len(table), dtype=table.dtype, device=table.device)
+    solution, info = torch.linalg.solve_ex((eye - table + 1).mT, torch.ones_like(table[0]))
+    with torch.no_grad():
+        wrong = (solution @ table - solution).abs().max() + (solution.sum() - 1).abs()
+        if int(info) or not bool(wrong < 1e3 * torch.finfo(table.dtype).eps ** 0.75):
+            raise StatespanError(
+                "the transition has no single stationary distribution: its states fall into sets that do not reach "
+                "each other; give initial= instead"
+            )
+    return solution.clamp_min(0)
 
 
 class MatrixTransition(FiniteTransition):
@@ -164,9 +223,17 @@ class MatrixTransition(FiniteTransition):
         """A."""
         return tables
 
+    def stationary(self) -> Tensor:
+        """The distribution that a move leaves as it is, pi A = pi, (K,)."""
+        return stationary(self.probs)
+
     def statistics(self, counts: Shared, u: Tree) -> Tensor:
         """Expected counts of moves, (K, K), from a tree like the tables."""
         return counts.value
+
+    def expected_log(self, stats: Tensor) -> Tensor:
+        """Sum of expected counts times log A, and the log-prior: what the M-step maximises."""
+        return expected_log(stats, self.probs) + self.log_prior()
 
 
 class FiniteEmission(ABC):

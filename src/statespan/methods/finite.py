@@ -170,5 +170,5 @@ def _average(model: Any, transition: Tree, emission: Tree) -> Tensor:
 def finite_prepare(model: Any, constants: Constants, data: Sequences) -> tuple[Moves, Likelihood]:
     """Tables, and the likelihood of every step."""
     tables = model.transition.tables(data.u, constants.transition)
-    moves = Moves(Shared(constants.initial), tables, Shared(constants.average))
+    moves = Moves(model.initial.given(data.u, constants.initial), tables, Shared(constants.average))
     return moves, prepare_likelihood(model, constants, data)

@@ -157,7 +157,7 @@ class Forward(Method):
                 weights = torch.where(there[..., None], weights, 0.0)
             initial, transition, emission = closed_parts(model)
             statistics = Statistics(
-                posterior[0].sum(0) if initial else None,
+                model.initial.statistics(posterior[0], data.u) if initial else None,
                 model.transition.statistics(counts, data.u) if transition else None,
                 model.emission.statistics(data.y, u, weights, data.observed) if emission else None,
             )
@@ -230,7 +230,7 @@ def expectations(
     likelihood = prepared.likelihoods
     value = likelihood.value.detach().requires_grad_()
     tables = leaves(prepared.moves.tables)
-    free = [x.detach().requires_grad_() for x in tables]
+    free = [x.detach().requires_grad_(x.is_floating_point()) for x in tables]  # an index has no count
     moves = prepared.moves._replace(tables=replace_leaves(prepared.moves.tables, free))
     moves = moves._replace(initial=Shared(prepared.moves.initial.value.detach()))
     fed = tree_map(lambda x: x.detach(), likelihood.fed)
@@ -241,7 +241,8 @@ def expectations(
         assert log_prob is not None
         possible = log_prob.isfinite()
         total = torch.where(possible, log_prob if weights is None else log_prob * weights, 0.0).sum()
-        gradients = torch.autograd.grad(total, [value, *free], allow_unused=True, materialize_grads=True)
-    posterior = value.detach() * gradients[0]
-    counts = [x.detach() * g for x, g in zip(free, gradients[1:], strict=True)]
+        wanted = [value, *(x for x in free if x.requires_grad)]
+        gradients = list(torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True))
+    posterior = value.detach() * gradients.pop(0)
+    counts = [x.detach() * gradients.pop(0) if x.requires_grad else x for x in free]
     return posterior, replace_leaves(prepared.moves.tables, counts), log_prob.detach()

@@ -9,6 +9,7 @@ from statespan.belief import Best, with_fed
 from statespan.errors import StatespanError
 from statespan.method import Method, Prepared, Trace, run
 from statespan.methods.finite import ACCEPTS, Constants, Likelihood, Moves, finite_constants, finite_prepare
+from statespan.part import best_ways
 from statespan.sequences import Sequences
 from statespan.tree import Tree
 
@@ -56,18 +57,11 @@ class MaxProduct(Method):
     def predict(self, model: Any, belief: Any, move: Moves) -> Best:
         """The k best ways into each state."""
         score, fed = belief.state.score, belief.fed
-        table = model.transition.dense(move.tables, None if fed is None else fed.value)
-        if fed is not None and fed.observed is not None and not bool(fed.observed.all()):
-            average: Any = move.average
-            table = torch.where(fed.observed[:, None, None], table, average.value)
-        table = table.double().log()
-        ways = score[:, :, :, None] + (table if table.dim() == 3 else table[None])[:, :, None, :]
-        ways = ways.flatten(1, 2)
-        if self.k == 1:
-            back = ways.argmax(1, keepdim=True)
-            return Best(ways.gather(1, back).mT, back.mT)
-        best, back = ways.sort(dim=1, descending=True, stable=True)
-        return Best(best[:, : self.k].mT, back[:, : self.k].mT)
+        if fed is None or fed.observed is None or bool(fed.observed.all()):
+            return Best(*model.transition.best(score, move.tables, None if fed is None else fed.value))
+        average: Any = move.average
+        table = model.transition.dense(move.tables, fed.value)
+        return Best(*best_ways(score, torch.where(fed.observed[:, None, None], table, average.value)))
 
     def update(self, model: Any, belief: Best, likelihood: Likelihood) -> tuple[Any, Tensor | None]:
         """Add the log-likelihood."""
