@@ -1,7 +1,8 @@
 """The door: data come in any form, inside they are padded tensors with time first, answers go back as they came."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,20 +162,21 @@ def read(
         StatespanError: one line naming the sequence, the step and the fix.
     """
     rows, layout = _rows(y, event, lengths, "y")
-    values, observed = [], []
-    for i, row in enumerate(rows):
-        value, seen = _symbols(row, i, event.symbols) if event.symbols is not None else _reals(row, i)
-        values.append(value)
-        observed.append(seen)
-    batch = _pad(values).to(device)
-    seen, ends = _pad(observed).to(device), torch.tensor(layout.lengths, device=device)
-    if seen.dim() == 3 and bool((seen.all(-1) == seen.any(-1)).all()):
-        seen = seen.all(-1)
+    ends = torch.tensor(layout.lengths)
+    column = (lambda x: x[:, None] if x.dim() == 1 else x) if event.rank else lambda x: x
+    flat = torch.cat([column(torch.as_tensor(row)) for row in rows])  # a thousand short rows are checked as one array
+    place = partial(_place, ends)
+    value, there = _symbols(flat, place, event.symbols) if event.symbols is not None else _reals(flat, place)
+    batch = _lay_out(value, ends).to(device)
+    observed = None
+    if not bool(there.all()):
+        whole = there.dim() == 2 and bool((there.all(-1) == there.any(-1)).all())
+        observed = _lay_out(there.all(-1) if whole else there, ends).to(device)
     data = Sequences(
         y=batch if event.symbols is not None else batch.to(dtype),
         u=None if inputs is None else _inputs(inputs, layout).to(device=device, dtype=dtype),
-        observed=None if all(bool(there.all()) for there in observed) else seen,
-        lengths=ends if min(layout.lengths) < len(batch) else None,
+        observed=observed,
+        lengths=ends.to(device) if min(layout.lengths) < len(batch) else None,
         states=None if states is None else _labels(states, layout).to(device),
     )
     if weights is not None:
@@ -236,7 +238,8 @@ def _labels(x: Any, layout: Layout) -> Tensor:
                 f"states: sequence {i} has {row.dim()} dimensions of {row.dtype}; give one label for every step, or "
                 "True and False for every step and state"
             )
-    return _pad([_whole(row, f"states: sequence {i}") for i, row in enumerate(rows)], -1)
+    ends = torch.tensor(layout.lengths)
+    return _lay_out(_whole(torch.cat(rows), lambda at: f"states: {_place(ends, at)}"), ends, -1)
 
 
 def _weights(x: Any, layout: Layout) -> tuple[Tensor | None, Tensor | None]:
@@ -349,42 +352,57 @@ def _check_row(row: Any, event: Event, place: str) -> None:
         raise StatespanError(f"{place} has {row.shape[1]} columns where the model observes {event.dim}")
 
 
-def _whole(row: Any, place: str) -> Tensor:
+def _place(ends: Tensor, index: int) -> str:
+    """The sequence and the step of one entry of rows laid end to end."""
+    after = ends.cumsum(0)
+    i = int((after <= index).sum())
+    return f"sequence {i}, step {index - int(after[i] - ends[i])}"
+
+
+def _whole(x: Tensor, place: Callable[[int], str]) -> Tensor:
     """Whole numbers from -1, with -1 for NaN."""
-    x = torch.as_tensor(row)
     if x.is_floating_point():
         x = torch.where(x.isnan(), -1.0, x)
         if bool((x != x.round()).any()):
-            t = int((x != x.round()).nonzero()[0, 0])
-            raise StatespanError(f"{place}, step {t}: {float(x[t])} is no whole number; give 0, 1, 2, ... or -1")
+            at = int((x != x.round()).nonzero()[0, 0])
+            raise StatespanError(f"{place(at)}: {float(x[at])} is no whole number; give 0, 1, 2, ... or -1")
     x = x.long()
     if bool((x < -1).any()):
-        t = int((x < -1).nonzero()[0, 0])
-        raise StatespanError(f"{place}, step {t}: {int(x[t])} is below -1, which stands for missing")
+        at = int((x < -1).nonzero()[0, 0])
+        raise StatespanError(f"{place(at)}: {int(x[at])} is below -1, which stands for missing")
     return x
 
 
-def _symbols(row: Any, i: int, symbols: int) -> tuple[Tensor, Tensor]:
+def _symbols(row: Tensor, place: Callable[[int], str], symbols: int) -> tuple[Tensor, Tensor]:
     """Integers 0..V-1 and where they are there; -1 and NaN are missing."""
-    x = _whole(row, f"sequence {i}")
+    x = _whole(row, place)
     if bool((x >= symbols).any()):
-        t = int((x >= symbols).nonzero()[0, 0])
+        at = int((x >= symbols).nonzero()[0, 0])
         raise StatespanError(
-            f"sequence {i}, step {t}: symbol {int(x[t])} lies outside 0..{symbols - 1}; "
+            f"{place(at)}: symbol {int(x[at])} lies outside 0..{symbols - 1}; "
             "map unseen symbols to one the model knows, or to -1 for missing"
         )
     return x.clamp(min=0), x >= 0
 
 
-def _reals(row: Any, i: int) -> tuple[Tensor, Tensor]:
-    """(T, D) reals with NaN made 0, and where they are there; infinities are refused."""
-    x = torch.as_tensor(row)
+def _reals(x: Tensor, place: Callable[[int], str]) -> tuple[Tensor, Tensor]:
+    """(N, D) reals with NaN made 0, and where they are there; infinities are refused."""
     x = x if x.is_floating_point() else x.double()
-    x = x[:, None] if x.dim() == 1 else x
     if bool(x.isinf().any()):
-        t = int(x.isinf().nonzero()[0, 0])
-        raise StatespanError(f"sequence {i}, step {t}: an infinite value; use NaN for a missing one")
+        at = int(x.isinf().nonzero()[0, 0])
+        raise StatespanError(f"{place(at)}: an infinite value; use NaN for a missing one")
     return x.nan_to_num(0.0), ~x.isnan()
+
+
+def _lay_out(flat: Tensor, ends: Tensor, value: int = 0) -> Tensor:
+    """Rows laid end to end to (T, B, ...)."""
+    longest, batch = int(ends.max()), len(ends)
+    if len(flat) == longest * batch:
+        return flat.view(batch, longest, *flat.shape[1:]).transpose(0, 1).contiguous()
+    out = flat.new_full((longest, batch, *flat.shape[1:]), value)
+    t = torch.arange(len(flat)) - (ends.cumsum(0) - ends).repeat_interleave(ends)
+    out[t, torch.arange(batch).repeat_interleave(ends)] = flat
+    return out
 
 
 def _pad(rows: Sequence[Tensor], value: int = 0) -> Tensor:
