@@ -24,6 +24,7 @@ class SGD(Fitter):
         clip: largest norm of the gradient; None does not clip.
         weight_decay: passed to the optimiser.
         options: more keyword arguments of the optimiser.
+        callback: called after each pass with its number, from 1, and its log-likelihood.
 
     Source:
         Buys, Bisk and Choi, section 2.2: "we only implement the forward algorithm".
@@ -45,11 +46,12 @@ class SGD(Fitter):
         clip: float | None = None,
         weight_decay: float = 0.0,
         options: dict[str, Any] | None = None,
+        callback: Callable[[int, float], None] | None = None,
     ):
         if epochs < 1:
             raise StatespanError(f"SGD(epochs={epochs}): use at least one")
         self.epochs, self.learning_rate, self.optimizer, self.batch = epochs, learning_rate, optimizer, batch
-        self.clip, self.weight_decay, self.options = clip, weight_decay, options or {}
+        self.clip, self.weight_decay, self.options, self.callback = clip, weight_decay, options or {}, callback
         self.history: list[float] = []
 
     def __call__(self, model: Any, data: Sequences, start: bool = False) -> float:
@@ -83,5 +85,7 @@ class SGD(Fitter):
                 optimiser.step()
                 likelihood += float(value.detach())
             self.history.append(likelihood)
+            if self.callback is not None:
+                self.callback(epoch + 1, likelihood)
         model.eval()
         return self.history[-1]

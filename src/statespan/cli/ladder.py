@@ -1,4 +1,4 @@
-"""The command line."""
+"""Commands of the ladder, of the texts it makes, and of speed."""
 
 import shlex
 import sys
@@ -11,60 +11,15 @@ from typing import Annotated
 import typer
 
 from statespan.errors import StatespanError
-from statespan.version import __version__
 
-BAD_INPUT = 2
-INTERRUPTED = 130
-
-USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
-"""click's ClickException, the base of every usage error, wherever this version of typer keeps it."""
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 ladder_app = typer.Typer(help="The ladder between the HMM and the LSTM: train it, look at it.")
-app.add_typer(ladder_app, name="ladder")
 
 
-def main() -> None:
-    """Run the command line: exit code 0, 2 with one line on bad input, 130 on Ctrl-C with what was done kept."""
-    try:
-        code = app(standalone_mode=False)
-    except StatespanError as error:
-        sys.exit(_complain(str(error), BAD_INPUT))
-    except USAGE_ERROR as error:
-        sys.exit(_complain(f"{error.format_message().rstrip('.')}; see statespan --help", BAD_INPUT))  # type: ignore[attr-defined]
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED  # which newer versions of typer return
-    if code == INTERRUPTED:
-        kept = "; what was done is kept, and --resume goes on from there"
-        _complain(f"stopped{kept if sys.argv[1:3] == ['ladder', 'run'] else ''}", INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _complain(what: str, code: int) -> int:
-    """One line on standard error."""
-    print(f"statespan: {' '.join(what.split())}", file=sys.stderr)
-    return code
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"statespan {__version__}")
-        raise typer.Exit
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Sequence models with a hidden state, from the HMM to the LSTM.
-
-    Begin with: statespan ladder run
-    """
-    if context.invoked_subcommand is None:
-        print(context.get_help())
+def add(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.add_typer(ladder_app, name="ladder")
+    app.command()(generate)
+    app.command()(bench)
 
 
 @ladder_app.callback(invoke_without_command=True)
@@ -169,7 +124,6 @@ def ladder_list() -> None:
         print(f"{what + ':':10s} {', '.join(table)}")
 
 
-@app.command()
 def generate(
     model: Annotated[Path, typer.Argument(help="A model.safetensors of a ladder run.")],
     prompt: Annotated[str, typer.Option(help="Text to go on from; none begins a sentence.")] = "",
@@ -183,7 +137,6 @@ def generate(
     print(continued(str(model), prompt, length, temperature, seed))
 
 
-@app.command()
 def bench(
     only: Annotated[str, typer.Option(help="Some benchmarks alone, by name: train, rungs, estep, import.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats.")] = False,
@@ -199,7 +152,7 @@ def _recipe(name: str) -> Path:
     path = Path(name)
     if path.suffix == ".toml" or path.is_file():
         return path
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     folders = (package / "recipes", package.parent.parent / "recipes")  # installed; in the repository
     shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.toml"))}
     if name in shipped:
@@ -217,7 +170,3 @@ def _own(text: Path | None, tagged: Path | None, data: Path | None) -> Path | No
     if data is not None and not data.is_dir():
         raise StatespanError(f"--data {data}: there is no such folder; give the one that holds the recipe's files")
     return text or tagged
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m statespan.cli`."""
+
+from statespan.cli import main
+
+main()

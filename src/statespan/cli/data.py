@@ -1,0 +1,498 @@
+"""Commands on files of data: fit a model, and ask it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from statespan.cli import screen
+from statespan.errors import StatespanError
+from statespan.tables import Data, read, read_words
+from statespan.tables.write import write, writer
+
+TEXTS = (".txt", ".text", ".conllu", ".conll", ".tagged", ".pos")
+"""Endings of files that are read as sentences of words."""
+
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors that fit, or save, wrote.")]
+DataFile = Annotated[Path, typer.Argument(metavar="DATA", help="CSV, .parquet, .npy, .npz; .txt or .conllu.")]
+Columns = Annotated[str, typer.Option(help="What is observed, by name or number from 0, as in a,b; all by custom.")]
+Sequence = Annotated[str | None, typer.Option(help="The column that tells sequences apart.")]
+Time = Annotated[str | None, typer.Option(help="The column of times: dates, or numbers.")]
+Every = Annotated[str | None, typer.Option(help="The step of time (D, h, W, MS, 1): absent steps become missing.")]
+Out = Annotated[Path | None, typer.Option(help="Write the answer: .csv, .tsv, .parquet, .npz or .json.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw the answer: .png, .pdf or .svg.")]
+Show = Annotated[str | None, typer.Option(help="Which sequence to draw, by name or number; the first by custom.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Seed = Annotated[int, typer.Option(help="Makes the answer repeatable.")]
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (fit, score, filter, smooth, decode, forecast, impute, sample, compare):
+        app.command()(command)
+
+
+class Question(NamedTuple):
+    """A model, data for it, and where the answer goes."""
+
+    model: Any
+    data: Data
+    y: list[Any]
+    out: Path | None
+    plot: Path | None
+    sequence: int
+    as_json: bool
+
+    @property
+    def shown(self) -> slice:
+        """The rows of the sequence that is drawn."""
+        return self.data.steps(self.sequence)
+
+    def picture(self) -> dict[str, Any]:
+        """What every picture is told of the sequence that is drawn."""
+        data = self.data
+        times = None if data.times is None else data.times[self.sequence].to_numpy()
+        return {"times": times, "columns": data.columns.names, "words": data.columns.words}
+
+    def observed(self) -> Any:
+        """The observations of the sequence that is drawn, (T, C), NaN missing."""
+        return self.data.values[self.shown]
+
+    def answer(self, frame: Any, draw: Any) -> None:
+        """Write, or print, the frame, and draw the picture."""
+        deliver(frame, self.out, self.as_json)
+        if self.plot is not None:
+            screen.save_plot(draw(), self.plot)
+
+
+def deliver(frame: Any, out: Path | None, as_json: bool) -> None:
+    """Write a frame to a file, or print it."""
+    if out is None:
+        screen.show(frame, as_json)
+    else:
+        write(frame, out)
+
+
+def _ask(
+    model: Path,
+    data: Path,
+    columns: str,
+    sequence: str | None,
+    time: str | None,
+    every: str | None,
+    out: Path | None,
+    plot: Path | None,
+    show: str | None,
+    as_json: bool,
+) -> Question:
+    """Read a model and the data it is asked about; every name is checked before any work is done."""
+    _check(out, plot)
+    found, names = open_model(model)
+    given = read_for(data, names, columns, sequence, time, every)
+    screen.note(given.notes)
+    return Question(found, given, given.y(found.emission.event), out, plot, given.which(show), as_json)
+
+
+def _check(out: Path | None, plot: Path | None) -> None:
+    if out is not None:
+        writer(out)
+    screen.check_plot(plot)
+
+
+def open_model(path: Path) -> tuple[Any, dict[str, Any]]:
+    """A model, and what is kept beside it: what its columns are called, the words it knows."""
+    from statespan.files import load_with_extra
+
+    model, extra = load_with_extra(path)
+    model.eval()
+    return model, extra
+
+
+def read_for(
+    path: Path, extra: dict[str, Any], columns: str, sequence: str | None, time: str | None, every: str | None
+) -> Data:
+    """Data read the way the model's own were."""
+    from statespan.tables import Columns as Names
+
+    if "vocabulary" in extra:
+        from statespan.language.vocabulary import Vocabulary
+
+        if path.suffix.lower() not in TEXTS:
+            raise StatespanError(f"{path}: this model is of words; give a text ({', '.join(TEXTS)})")
+        return read_words(path, Vocabulary.from_json(extra["vocabulary"]), extra.get("level", "words"))[0]
+    known = Names.from_json(extra["columns"]) if "columns" in extra else None
+    return read(path, split(columns), (), sequence, time, every, known)
+
+
+def split(names: str) -> list[str]:
+    """`a,b` as a list."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+@contextmanager
+def located(data: Data) -> Iterator[None]:
+    """Errors of the library told by the place in the file."""
+    try:
+        yield
+    except StatespanError as error:
+        raise StatespanError(data.located(str(error))) from error
+
+
+# --------------------------------------------------------------------------------------------------- fit
+
+
+def fit(
+    data: DataFile,
+    model: Annotated[str, typer.Option(help="hmm or linear-gaussian.")] = "hmm",
+    states: Annotated[int, typer.Option(help="How many hidden states an hmm has.")] = 2,
+    state: Annotated[int, typer.Option(help="How many numbers the state of a linear-gaussian model is.")] = 1,
+    emission: Annotated[
+        str | None,
+        typer.Option(help="gaussian, categorical, ...; or for each column, temp+wind:gaussian,sky:categorical."),
+    ] = None,
+    columns: Columns = "",
+    symbols: Annotated[str, typer.Option(help="Columns of numbers that stand for symbols.")] = "",
+    sequence: Sequence = None,
+    time: Time = None,
+    every: Every = None,
+    covariance: Annotated[str | None, typer.Option(help="Of a gaussian: full, diagonal, spherical or tied.")] = None,
+    by: Annotated[str | None, typer.Option(help="em or sgd; em where it can be.")] = None,
+    iterations: Annotated[int, typer.Option(help="Iterations of em, passes of sgd, at most.")] = 100,
+    learning_rate: Annotated[float, typer.Option(help="Of sgd.")] = 0.05,
+    restarts: Annotated[int, typer.Option(help="Starts; the best is kept.")] = 4,
+    seed: Seed = 0,
+    characters: Annotated[bool, typer.Option("--characters", help="Of a text: letters, not words.")] = False,
+    at_least: Annotated[int, typer.Option(help="Of a text: rarer words are read as <unk>.")] = 2,
+    out: Annotated[Path, typer.Option(help="Where the model is written.")] = Path("model.safetensors"),
+    plot: Plot = None,
+) -> None:
+    """Fit a model to data, and write it.
+
+    statespan fit weather.csv --time date --columns temp,wind --states 3
+    """
+    from statespan.cli import fitting, summary
+    from statespan.cli.models import Wanted, make
+
+    _check(None, plot)
+    given, extra = _to_fit(data, columns, symbols, emission, sequence, time, every, characters, at_least)
+    screen.note(given.notes)
+    made = make(model, given, Wanted(states, state, emission, covariance, seed))
+    fitter = fitting.Plan(by, iterations, learning_rate, restarts, seed)
+    with located(given):
+        stopped = fitting.fit(made, given, fitter)
+    fitting.save(made, out, extra)
+    if stopped is not None:
+        raise screen.Stopped(f"{stopped} are kept in {out}")
+    with located(given):
+        summary.show(made, given)
+    screen.console().print(f"\nmodel: {out}", markup=False, soft_wrap=True)
+    if plot is not None:
+        from statespan.plots import plot_model
+
+        axes = plot_model(made, given.values, columns=given.columns.names, words=given.columns.words)
+        screen.save_plot(axes, plot)
+
+
+def _to_fit(
+    path: Path,
+    columns: str,
+    symbols: str,
+    emission: str | None,
+    sequence: str | None,
+    time: str | None,
+    every: str | None,
+    characters: bool,
+    at_least: int,
+) -> tuple[Data, dict[str, Any]]:
+    """Data to fit, and what is to be kept with the model."""
+    from statespan.cli.models import named_columns, of_symbols
+
+    if path.suffix.lower() in TEXTS:
+        level = "characters" if characters else "words"
+        data, vocabulary = read_words(path, None, level, at_least)
+        return data, {"vocabulary": vocabulary.to_json(), "level": level}
+    asked, coded = split(columns), split(symbols)
+    for group, name in named_columns(emission):
+        asked += [column for column in group if column not in asked]
+        coded += group if of_symbols(name) else []
+    if emission is not None and ":" not in emission and of_symbols(emission):
+        if not asked:
+            asked = _only(path, sequence, time)
+        coded += asked
+    data = read(path, asked, coded, sequence, time, every)
+    return data, {"columns": data.columns.to_json()}
+
+
+def _only(path: Path, sequence: str | None, time: str | None) -> list[str]:
+    """The columns that are observed where none is named."""
+    from statespan.tables import read_table
+
+    table = read_table(path)
+    keys = {table.name(key) for key in (sequence, time) if key is not None} | {table.sequence}
+    return [name for name in table.frame.columns if name not in keys]
+
+
+# ---------------------------------------------------------------------------------------------- questions
+
+
+def score(
+    model: ModelFile,
+    data: DataFile,
+    each_step: Annotated[bool, typer.Option("--each-step", help="The surprise of each step, in nats.")] = False,
+    columns: Columns = "",
+    sequence: Sequence = None,
+    time: Time = None,
+    every: Every = None,
+    out: Out = None,
+    plot: Plot = None,
+    show: Show = None,
+    as_json: Json = False,
+) -> None:
+    """Log-probability of each sequence, or how surprising each step is."""
+    from statespan.cli import frames
+    from statespan.plots import plot_surprise
+
+    asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+    with located(asked.data):
+        surprise = surprises(asked)
+    total = [-each.sum() for each in surprise]
+    import torch
+
+    frame = frames.surprises(asked.data, surprise) if each_step else frames.scores(asked.data, torch.stack(total))
+    asked.answer(frame, lambda: plot_surprise(surprise[asked.sequence], times=asked.picture()["times"]))
+
+
+def surprises(asked: Question) -> list[Any]:
+    """Minus log p(y_t | y_<t) of every step of every sequence."""
+    import torch
+
+    from statespan import verbs
+    from statespan.method import run
+
+    data, layout = verbs.ask(asked.model, asked.y)
+    with torch.no_grad():
+        log_prob = run(asked.model, verbs.choose(asked.model, None), data).log_prob
+    assert log_prob is not None
+    return [0.0 - each for each in layout.steps(log_prob)]
+
+
+def filter(
+    model: ModelFile,
+    data: DataFile,
+    columns: Columns = "",
+    sequence: Sequence = None,
+    time: Time = None,
+    every: Every = None,
+    out: Out = None,
+    plot: Plot = None,
+    show: Show = None,
+    as_json: Json = False,
+) -> None:
+    """What was known of the state at each step, from the steps before it."""
+    asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+    with located(asked.data):
+        _believe(asked, asked.model.filter(asked.y))
+
+
+def smooth(
+    model: ModelFile,
+    data: DataFile,
+    columns: Columns = "",
+    sequence: Sequence = None,
+    time: Time = None,
+    every: Every = None,
+    out: Out = None,
+    plot: Plot = None,
+    show: Show = None,
+    as_json: Json = False,
+) -> None:
+    """What is known of the state at each step in hindsight."""
+    asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+    with located(asked.data):
+        _believe(asked, asked.model.smooth(asked.y))
+
+
+def _believe(asked: Question, posterior: Any) -> None:
+    from statespan.cli import frames
+    from statespan.plots import plot_posterior
+
+    frame = frames.beliefs(asked.data, posterior)
+    asked.answer(frame, lambda: plot_posterior(posterior, asked.sequence, y=asked.observed(), **asked.picture()))
+
+
+def decode(
+    model: ModelFile,
+    data: DataFile,
+    paths: Annotated[int | None, typer.Option(help="The k likeliest paths, with their log-probabilities.")] = None,
+    columns: Columns = "",
+    sequence: Sequence = None,
+    time: Time = None,
+    every: Every = None,
+    out: Out = None,
+    plot: Plot = None,
+    show: Show = None,
+    as_json: Json = False,
+) -> None:
+    """The likeliest path of states."""
+    from statespan.cli import frames
+    from statespan.plots import plot_paths
+
+    if paths is not None and paths < 1:
+        raise StatespanError(f"--paths {paths}: ask for at least one")
+    asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+    try:
+        with located(asked.data):
+            found = asked.model.decode(asked.y, k=paths)
+    except TypeError as error:
+        raise StatespanError(f"{model}: {error}") from error
+    decoded, log_prob = (found, None) if paths is None else found
+    frame = frames.paths(asked.data, decoded, log_prob)
+    asked.answer(
+        frame,
+        lambda: plot_paths(
+            decoded[asked.sequence],
+            None if log_prob is None else log_prob[asked.sequence],
+            y=asked.observed(),
+            **asked.picture(),
+        ),
+    )
+
+
+def forecast(
+    model: ModelFile,
+    data: DataFile,
+    steps: Annotated[int, typer.Option(help="How many steps ahead.")] = 10,
+    quantiles: Annotated[str, typer.Option(help="Which quantiles.")] = "0.05,0.25,0.5,0.75,0.95",
+    samples: Annotated[int, typer.Option(help="Futures drawn, for the quantiles.")] = 1000,
+    seed: Seed = 0,
+    columns: Columns = "",
+    sequence: Sequence = None,
+    time: Time = None,
+    every: Every = None,
+    out: Out = None,
+    plot: Plot = None,
+    show: Show = None,
+    as_json: Json = False,
+) -> None:
+    """What comes after each sequence: means and quantiles, or each symbol's probability."""
+    from statespan.cli import frames
+    from statespan.plots import plot_forecast
+
+    levels = frames.quantile_list(quantiles)
+    asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+    with located(asked.data):
+        found = asked.model.forecast(asked.y, steps=steps, samples=samples, seed=seed)
+    frame = frames.forecasts(asked.data, found, steps, levels)
+    ahead = frame[asked.data.keys[-1]].to_numpy()[asked.sequence * steps :][:steps]
+
+    def draw() -> Any:
+        return plot_forecast(found, asked.sequence, y=asked.observed(), ahead=ahead, **asked.picture())
+
+    asked.answer(frame, draw)
+
+
+def impute(
+    model: ModelFile,
+    data: DataFile,
+    columns: Columns = "",
+    sequence: Sequence = None,
+    time: Time = None,
+    every: Every = None,
+    out: Out = None,
+    plot: Plot = None,
+    show: Show = None,
+    as_json: Json = False,
+) -> None:
+    """The data with missing entries replaced by their posterior mean, for symbols the likeliest."""
+    from statespan.cli import frames
+    from statespan.plots import plot_imputed
+
+    asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+    with located(asked.data):
+        filled = asked.model.impute(asked.y)
+    asked.answer(
+        frames.imputed(asked.data, filled),
+        lambda: plot_imputed(asked.observed(), filled[asked.sequence], **asked.picture()),
+    )
+
+
+def sample(
+    model: ModelFile,
+    data: Annotated[
+        Path | None, typer.Argument(metavar="[DATA]", help="Draw paths of states given these data; else new sequences.")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="How many sequences, or paths.")] = 1,
+    length: Annotated[int, typer.Option(help="Steps of a new sequence.")] = 100,
+    seed: Seed = 0,
+    columns: Columns = "",
+    sequence: Sequence = None,
+    time: Time = None,
+    every: Every = None,
+    out: Out = None,
+    plot: Plot = None,
+    show: Show = None,
+    as_json: Json = False,
+) -> None:
+    """New sequences from a model; with DATA, paths of states from their posterior."""
+    from statespan.cli import frames
+    from statespan.plots import plot_paths
+
+    if data is not None:
+        asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+        with located(asked.data):
+            drawn = asked.model.sample_posterior(asked.y, n=n, seed=seed)
+        one = drawn[asked.sequence].transpose(0, 1)
+        frame = frames.drawn_paths(asked.data, drawn)
+        asked.answer(frame, lambda: plot_paths(one, None, y=asked.observed(), **asked.picture()))
+        return
+    _check(out, plot)
+    found, extra = open_model(model)
+    states, y = found.sample(n=n, length=length, seed=seed)
+    names, words = _spoken(extra, 1 if y.dim() == 2 else y.shape[2])
+    deliver(frames.sampled(None, states, y, names, words), out, as_json)
+    if plot is not None:
+        screen.save_plot(plot_paths(states[0], None, y=y[0].double(), columns=names, words=words), plot)
+
+
+def _spoken(extra: dict[str, Any], width: int) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What the columns and symbols of a model are called."""
+    if "vocabulary" in extra:
+        from statespan.language.vocabulary import Vocabulary
+
+        return ("word",), {"word": Vocabulary.from_json(extra["vocabulary"]).words}
+    if "columns" in extra:
+        return tuple(extra["columns"]["names"]), extra["columns"]["words"]
+    return tuple(f"y_{c}" for c in range(width)), {}
+
+
+def compare(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Model files.")],
+    data: DataFile,
+    columns: Columns = "",
+    sequence: Sequence = None,
+    time: Time = None,
+    every: Every = None,
+    out: Out = None,
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Several models on the same data: log-likelihood, parameters, AIC, BIC."""
+    from statespan.cli import summary
+    from statespan.plots import plot_criteria
+
+    _check(out, plot)
+    rows = []
+    for path in models:
+        model, extra = open_model(path)
+        given = read_for(data, extra, columns, sequence, time, every)
+        if not rows:
+            screen.note(given.notes)
+        with located(given):
+            rows.append({"model": str(path)} | summary.criteria(model, given))
+    from statespan.tables.files import pandas
+
+    deliver(pandas().DataFrame(rows), out, as_json)
+    if plot is not None:
+        screen.save_plot(plot_criteria(rows), plot)

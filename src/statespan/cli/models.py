@@ -1,0 +1,141 @@
+"""Models and emissions by name. The only place, beside the ladder's table, where a name stands for a class."""
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import statespan as ss
+from statespan.errors import StatespanError
+from statespan.part import FiniteEmission
+from statespan.tables import Data
+
+LANGUAGE = "categorical"
+
+
+class Wanted(NamedTuple):
+    """What a user asked a model to be: `--states`, `--state`, `--emission`, `--covariance`, `--seed`."""
+
+    states: int
+    state: int
+    emission: str | None
+    covariance: str | None
+    seed: int
+
+
+def emissions() -> dict[str, type[Any]]:
+    """Every public emission of finite states whose size is a number of symbols or of columns, by its name."""
+    found = {}
+    for public in ss.__all__:
+        cls = getattr(ss, public)
+        if inspect.isclass(cls) and issubclass(cls, FiniteEmission) and {"symbols", "dim"} & set(_parameters(cls)):
+            found[re.sub("(?<=[a-z])(?=[A-Z])", "-", public).lower()] = cls
+    return found
+
+
+def of_symbols(name: str) -> bool:
+    """Whether an emission is of symbols."""
+    return "symbols" in _parameters(_emission(name))
+
+
+def named_columns(emission: str | None) -> list[tuple[list[str], str]]:
+    """`temp:gaussian,rain+wind:gaussian,sky:categorical` as columns and names; [] for a name that is for all."""
+    if not emission or ":" not in emission:
+        return []
+    found = []
+    for each in emission.split(","):
+        columns, _, name = each.rpartition(":")
+        if not columns:
+            raise StatespanError(f"--emission {emission}: {each!r} says no column; write column:name for each")
+        found.append((columns.split("+"), name))
+    return found
+
+
+def make(kind: str, data: Data, wanted: Wanted) -> Any:
+    """A model of that kind for that data.
+
+    Raises:
+        StatespanError: the kind or the emission is not known, or does not go with the data.
+    """
+    maker = MODELS.get(kind)
+    if maker is None:
+        raise StatespanError(f"--model {kind}: choose one of {', '.join(MODELS)}")
+    return maker(data, wanted)
+
+
+def _hmm(data: Data, wanted: Wanted) -> Any:
+    """A hidden Markov model."""
+    columns, words = data.columns.names, data.columns.words
+    groups = named_columns(wanted.emission)
+    if not groups:
+        name = wanted.emission
+        kinds = {LANGUAGE if column in words else "gaussian" for column in columns} if name is None else {name}
+        groups = [([c], LANGUAGE) for c in columns if c in words] if len(kinds) > 1 else []
+        rest = [c for c in columns if not groups or c not in words]
+        groups = [*groups, (rest, "gaussian" if groups else kinds.pop())]
+    parts = [_part(name, group, data, wanted) for group, name in groups]
+    order = [data.columns.names.index(column) for group, _ in groups for column in group]
+    emission = parts[0] if len(parts) == 1 else _product(parts, order)
+    return ss.hmm(states=wanted.states, emission=emission, seed=wanted.seed)
+
+
+def _part(name: str, columns: Sequence[str], data: Data, wanted: Wanted) -> Any:
+    """One emission for some columns."""
+    cls, words = _emission(name), data.columns.words
+    takes = _parameters(cls)
+    if "symbols" in takes:
+        if len(columns) > 1:
+            raise StatespanError(
+                f"--emission {name}: {len(columns)} columns are given ({', '.join(columns)}), and symbols are one; "
+                "name the column with --columns, or an emission for each as column:name,column:name"
+            )
+        return cls(symbols=len(words[columns[0]]))
+    wordy = [column for column in columns if column in words]
+    if wordy:
+        raise StatespanError(f"--emission {name}: column {wordy[0]} holds words; say {wordy[0]}:{LANGUAGE} for it")
+    options = {}
+    if wanted.covariance is not None:
+        if "covariance" not in takes:
+            raise StatespanError(f"--covariance {wanted.covariance}: {name} has no covariance; leave it out")
+        options["covariance"] = wanted.covariance
+    return cls(dim=len(columns), **options)
+
+
+def _product(parts: list[Any], order: list[int]) -> Any:
+    product = getattr(ss, "Product", None)
+    assert product is not None
+    return product(parts)
+
+
+def _linear_gaussian(data: Data, wanted: Wanted) -> Any:
+    """A linear Gaussian state space, whose level and noise start from the data."""
+    import numpy as np
+
+    if data.columns.words:
+        raise StatespanError(f"--model linear-gaussian: column {next(iter(data.columns.words))} holds words")
+    if wanted.emission is not None or wanted.covariance is not None:
+        raise StatespanError("--model linear-gaussian: --emission and --covariance are for hmm; leave them out")
+    values = data.values
+    mean, variance = np.nanmean(values, 0), np.nanvar(values, 0)
+    spread = np.sqrt(np.where(variance > 0, variance, 1.0))
+    loadings = np.random.default_rng(wanted.seed).standard_normal((len(mean), wanted.state)) * spread[:, None]
+    return ss.linear_gaussian(
+        state_noise=0.2 * np.eye(wanted.state),
+        observation=loadings / wanted.state**0.5,
+        observation_noise=np.diag(0.5 * spread**2),
+        observation_offset=mean,
+    )
+
+
+MODELS: dict[str, Callable[[Data, Wanted], Any]] = {"hmm": _hmm, "linear-gaussian": _linear_gaussian}
+
+
+def _emission(name: str) -> type[Any]:
+    found = emissions()
+    if name not in found:
+        raise StatespanError(f"--emission {name}: choose one of {', '.join(found)}")
+    return found[name]
+
+
+def _parameters(cls: type[Any]) -> Any:
+    return inspect.signature(cls.__init__).parameters

@@ -1,0 +1,131 @@
+"""What the data commands show: progress while fitting, a summary, tables on a screen and CSV in a pipe."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from statespan.tables.write import json_of, text_of
+
+MOST_ROWS = 30
+"""More rows than this are shown by their beginning and end."""
+
+PLAIN_WIDTH = 110
+
+
+class Stopped(Exception):
+    """Ctrl-C, and what of the work is kept."""
+
+
+def console(stderr: bool = False) -> Console:
+    """Standard output or error; where it is no terminal, of a fixed width."""
+    found = Console(highlight=False, stderr=stderr)
+    return found if found.is_terminal else Console(highlight=False, stderr=stderr, width=PLAIN_WIDTH)
+
+
+def note(notes: Sequence[str]) -> None:
+    """What a user should know, on standard error."""
+    for each in notes:
+        print(f"note: {each}", file=sys.stderr)
+
+
+def show(frame: Any, as_json: bool) -> None:
+    """A frame on standard output: JSON if asked for, a table on a screen, CSV in a pipe."""
+    if as_json:
+        print(json_of(frame), end="")
+    elif not sys.stdout.isatty():
+        print(text_of(frame), end="")
+    else:
+        rows = len(frame)
+        half = MOST_ROWS // 2
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in frame.columns:
+            table.add_column(str(name), justify="right" if frame[name].dtype.kind in "iuf" else "left", no_wrap=True)
+        for i in range(rows) if rows <= MOST_ROWS else [*range(half), -1, *range(rows - half, rows)]:
+            table.add_row(*(["..."] * len(frame.columns) if i < 0 else [cell(frame[n].iloc[i]) for n in frame.columns]))
+        console().print(table)
+        if rows > MOST_ROWS:
+            console().print(f"{rows:,} rows; --out FILE keeps them all", markup=False)
+
+
+def cell(value: Any) -> str:
+    """A value for a reader: four digits of a number, nothing for a missing one, no hours where it is midnight."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e5 or abs(value) >= 1e15 else f"{value:,.0f}"
+    return str(value).removesuffix(" 00:00:00")
+
+
+def tabulate(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Rows as a table for a reader."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(cell, row))
+    return table
+
+
+@contextmanager
+def progress(restarts: int, iterations: int, what: str) -> Iterator[Callable[[int, float], None]]:
+    """A bar while a model is fitted; what is given back is called with each iteration and its log-likelihood."""
+    screen = console(stderr=True)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        TextColumn("{task.percentage:3.0f} %"),
+        TextColumn("{task.fields[note]}"),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+    )
+    with bars:
+        task = bars.add_task("fitting", total=restarts * iterations, note="")
+        state = {"start": 0, "best": -float("inf"), "since": time.monotonic()}
+
+        def follow(iteration: int, likelihood: float) -> None:
+            if iteration == 1:
+                state["start"] += 1
+            state["best"] = max(state["best"], likelihood)
+            start = f"start {state['start']:.0f} of {restarts}, " if restarts > 1 else ""
+            bars.update(
+                task,
+                completed=(state["start"] - 1) * iterations + iteration,
+                note=f"{start}{what} {iteration}: log-likelihood {likelihood:,.1f}, best {state['best']:,.1f}",
+            )
+
+        yield follow
+
+
+def check_plot(path: Path | None) -> None:
+    """That a picture can be written under that name, before any work is done."""
+    if path is None:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    from statespan.errors import StatespanError
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in known:
+        raise StatespanError(f"--plot {path}: a picture is .png, .pdf or .svg; end the name in one of them")
+
+
+def save_plot(axes: Any, path: Path) -> None:
+    """Write a picture at once or not at all."""
+    import io
+
+    from statespan.files import write_bytes
+
+    buffer = io.BytesIO()
+    axes.figure.savefig(buffer, format=path.suffix.lower().removeprefix("."), dpi=160)
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,365 @@
+"""What a model says: how its states follow each other, and what each emits."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from statespan.errors import StatespanError
+from statespan.plots.style import (
+    BANDS,
+    COLOURS,
+    HAIR,
+    INK,
+    LINES,
+    QUIET,
+    WIDTH,
+    Array,
+    heat,
+    named,
+    new,
+    numbers,
+    plain,
+    spoken,
+    state_legend,
+    table,
+)
+
+LEAST_ARROW = 0.005
+MOST_SYMBOLS = 12
+"""With more symbols than this only the likeliest are drawn."""
+POINTS = 400
+
+
+def plot_transitions(model: Any, axes: Any = None, names: Sequence[str] | None = None) -> Any:
+    """Draw how states follow each other: a node a state, an arrow as wide as its probability; above eight a heat map.
+
+    A node's area is the share of time spent there in the long run. Arrows below half a percent are left out.
+
+    Args:
+        model: a model whose transition is one matrix.
+        axes: matplotlib axes to draw on; None makes new ones.
+        names: what to call the states; their numbers by custom.
+
+    Returns:
+        The axes.
+
+    Raises:
+        StatespanError: the transition is no matrix.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("Agg")
+        >>> import statespan as ss
+        >>> model = ss.hmm(transition=[[0.9, 0.1], [0.2, 0.8]], emission=ss.Categorical(3), seed=0)
+        >>> sorted(text.get_text() for text in plot_transitions(model).texts)
+        ['0', '0.10', '0.20', '0.80', '0.90', '1']
+    """
+    table = matrix(model)
+    if len(table) > BANDS:
+        axes = new(axes)
+        heat(table.T, axes, "next state", "probability")
+        axes.set_xlabel("state")
+        return axes
+    if axes is None:
+        import matplotlib.pyplot as plt
+
+        _, axes = plt.subplots(figsize=(4.4, 4.4), layout="constrained")
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+    count, share = len(table), long_run(table)
+    angles = np.pi / 2 - 2 * np.pi * np.arange(count) / count if count > 2 else np.array([np.pi, 0.0])[:count]
+    at = np.stack([np.cos(angles), np.sin(angles)], 1)
+    radius = 0.12 + 0.2 * np.sqrt(share) * min(1.0, 4 / count)
+    for i in range(count):
+        for j in range(count):
+            if table[i, j] >= LEAST_ARROW:
+                _loop(axes, at[i], radius[i], i, table[i, i]) if i == j else _arrow(axes, at, radius, i, j, table[i, j])
+    from matplotlib.patches import Circle
+
+    for k in range(count):
+        axes.add_patch(Circle(at[k], radius[k], facecolor=COLOURS[k], edgecolor="white", linewidth=1.5, zorder=3))
+        name = names[k] if names else str(k)
+        axes.text(*at[k], name, ha="center", va="center", color="white", weight="bold", zorder=4)
+    axes.set(xlim=(-1.75, 1.75), ylim=(-1.75, 1.75) if count > 2 else (-0.95, 0.95))
+    return axes
+
+
+def plot_emissions(
+    model: Any,
+    y: Any = None,
+    axes: Any = None,
+    columns: Sequence[str] | None = None,
+    words: Mapping[str, Sequence[str]] | None = None,
+    share: Any = None,
+) -> Any:
+    """Draw what each state emits: a density a state and column over the data's histogram, or bars of symbols.
+
+    Densities are weighted by the states' shares, so that their sum, the dashed line, is what the model expects of the
+    histogram.
+
+    Args:
+        model: a model of finite states.
+        y: observations, (T,) or (T, C), for the histogram; NaN missing.
+        axes: matplotlib axes for the first column; None makes new ones for every column.
+        columns: what the columns are called.
+        words: of a column of symbols, what they are called.
+        share: (K,) the states' shares; in the long run of the transition by custom.
+
+    Returns:
+        The axes of the first column.
+
+    Raises:
+        StatespanError: what is emitted depends on inputs, or the states are not finite.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("Agg")
+        >>> import statespan as ss
+        >>> plot_emissions(ss.hmm(states=2, emission=ss.Gaussian(dim=1), seed=0), [0.1, 0.4, -0.2]).get_xlabel()
+        'y'
+    """
+    emission = model.emission
+    if getattr(emission, "states", None) is None or getattr(emission, "lags", 0):
+        raise StatespanError(f"{type(emission).__name__} is not of states alone; its emissions cannot be drawn")
+    weights = np.asarray(share) if share is not None else _shares(model)
+    dim = emission.event.dim or 1
+    names = named(columns, dim)
+    values = None if y is None else table(y)
+    rows = _side_by_side(min(dim, LINES)) if axes is None else [new(axes)]
+    if emission.event.symbols is not None:
+        with torch.no_grad():
+            each = emission.mixture(_sure(emission), None, emission.constants())
+        _symbols(numbers(each.probs), weights, values, rows[0], names[0], spoken(words, names[0]))
+        return rows[0]
+    for c, on in enumerate(rows):
+        _densities(emission, c, weights, None if values is None else values[:, c], on, names[c])
+    rows[0].set_ylabel("density")
+    state_legend(rows[0], len(weights) if len(weights) <= BANDS else 0)
+    return rows[0]
+
+
+def plot_model(
+    model: Any,
+    y: Any = None,
+    columns: Sequence[str] | None = None,
+    words: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
+    """Draw a fitted model on one page: its transitions beside its emissions; of real states, the dynamics alone.
+
+    Args:
+        model: a state space.
+        y: observations, (T,) or (T, C), for the histogram.
+        columns: what the columns are called.
+        words: of a column of symbols, what they are called.
+
+    Returns:
+        The axes of the first panel.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("Agg")
+        >>> import statespan as ss
+        >>> plot_model(ss.hmm(states=2, emission=ss.Gaussian(dim=2), seed=0)).figure.axes.__len__()
+        3
+    """
+    import matplotlib.pyplot as plt
+
+    if not hasattr(model.emission, "states"):
+        axes = new(None)
+        heat(numbers(model.transition.matrix).T, axes, "from dimension", "dynamics")
+        axes.set_xlabel("to dimension")
+        return axes
+    dim = min(model.emission.event.dim or 1, LINES)
+    height = max(3.4, 1.7 * dim)
+    figure = plt.figure(figsize=(WIDTH + 1, height), layout="constrained")
+    grid = figure.add_gridspec(dim, 2, width_ratios=[1, 1.25])
+    left = figure.add_subplot(grid[:, 0])
+    rows = [plain(figure.add_subplot(grid[c, 1])) for c in range(dim)]
+    plot_transitions(model, left)
+    names, values = named(columns, model.emission.event.dim or 1), None if y is None else table(y)
+    if model.emission.event.symbols is not None:
+        plot_emissions(model, y, rows[0], columns, words)
+        return left
+    for c, on in enumerate(rows):
+        _densities(model.emission, c, _shares(model), None if values is None else values[:, c], on, names[c])
+        on.set_ylabel("density")
+    return left
+
+
+# ------------------------------------------------------------------------------------------------- pieces
+
+
+def matrix(model: Any) -> Array:
+    """p(next = j | now = i), (K, K)."""
+    probs = getattr(model.transition, "probs", None)
+    if probs is None or not isinstance(probs, torch.Tensor) or probs.dim() != 2:
+        raise StatespanError(f"{type(model.transition).__name__} is no single matrix; its transitions cannot be drawn")
+    return numbers(probs)
+
+
+def long_run(table: Array) -> Array:
+    """The share of time in each state in the long run: the average of the distribution over many steps."""
+    lazy = 0.5 * (table + np.eye(len(table)))  # the same long run, without its oscillations
+    return np.full(len(table), 1 / len(table)) @ np.linalg.matrix_power(lazy, 1 << 16)
+
+
+def _shares(model: Any) -> Array:
+    """Of the states, in the long run where the transition is a matrix, else alike."""
+    states = model.emission.states
+    try:
+        share = long_run(matrix(model))
+    except StatespanError:
+        return np.full(states, 1 / states)
+    return share if len(share) == states else np.full(states, 1 / states)
+
+
+def _sure(emission: Any) -> torch.Tensor:
+    """(K, K): sure of each state in turn."""
+    like = next(iter(emission.parameters()), torch.zeros((), dtype=torch.float64))
+    return torch.eye(emission.states, dtype=like.dtype, device=like.device)
+
+
+def _side_by_side(count: int) -> list[Any]:
+    import matplotlib.pyplot as plt
+
+    across = min(count, 3)
+    down = -(-count // across)
+    _, rows = plt.subplots(
+        down, across, figsize=(max(4.6, 2.9 * across), 2.8 * down), squeeze=False, layout="constrained"
+    )
+    for axes in rows.flat[count:]:
+        axes.set_axis_off()
+    return [plain(axes) for axes in rows.flat[:count]]
+
+
+def _densities(emission: Any, c: int, weights: Array, values: Array | None, axes: Any, name: str) -> None:
+    """One column's density in each state, weighted, and their sum; every other column is summed out."""
+    seen = None if values is None else values[np.isfinite(values)]
+    grid, discrete = _grid(emission, c, seen)
+    dim = emission.event.dim or 1
+    like = _sure(emission)
+    y = like.new_zeros(len(grid), 1, dim)
+    y[:, 0, c] = torch.as_tensor(grid)
+    there = None
+    if dim > 1:
+        there = torch.zeros(len(grid), 1, dim, dtype=torch.bool)
+        there[..., c] = True
+    with torch.no_grad():
+        log = emission.log_likelihood(y, None, there, emission.constants())
+    density = np.exp(numbers(log)[:, 0]) * weights
+    if seen is not None and len(seen):
+        if discrete:
+            heights = np.array([(seen == v).mean() for v in grid])
+            axes.bar(grid, heights, 0.9, color=HAIR)
+        else:
+            axes.hist(seen, bins=min(60, max(8, int(len(seen) ** 0.5))), density=True, color=HAIR)
+    style = {"drawstyle": "steps-mid"} if discrete else {}
+    for k, each in enumerate(density.T):
+        axes.plot(grid, each, color=COLOURS[k % len(COLOURS)], linewidth=1.5, label=f"state {k}", **style)
+    axes.plot(grid, density.sum(1), color=INK, linewidth=0.9, linestyle=(0, (3, 2)), **style)
+    axes.set_ylim(bottom=0)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(name)
+
+
+def _grid(emission: Any, c: int, seen: Array | None) -> tuple[Array, bool]:
+    """Where to draw a density: over the data and the states' means, at whole numbers for counts."""
+    with torch.no_grad():
+        each = emission.mixture(_sure(emission), None, emission.constants())
+        mean, deviation = (numbers(x).reshape(emission.states, -1)[:, c] for x in (each.mean, each.variance.sqrt()))
+    support = each.support
+    low, high = float((mean - 3.5 * deviation).min()), float((mean + 3.5 * deviation).max())
+    if seen is not None and len(seen):
+        spread = 0.08 * (seen.max() - seen.min() or 1.0)
+        low, high = float(seen.min() - spread), float(seen.max() + spread)
+    if bool(getattr(support, "is_discrete", False)):
+        return np.arange(max(0, int(np.floor(low))), int(np.ceil(high)) + 1).astype(np.float64), True
+    grid = np.linspace(low, high, POINTS)
+    inside = np.array(support.check(torch.as_tensor(grid)[:, None].expand(-1, emission.event.dim or 1)))
+    return grid[inside.reshape(len(grid), -1).all(1)], False
+
+
+def _symbols(probs: Array, weights: Array, values: Array | None, axes: Any, name: str, words: Any) -> None:
+    """(K, V) as a group of bars a symbol, a bar a state; beside them how often the data have it."""
+    order = np.argsort(-(weights @ probs), kind="stable")[:MOST_SYMBOLS]
+    if probs.shape[1] <= MOST_SYMBOLS:
+        order = np.arange(probs.shape[1])
+    states = len(probs)
+    at, width = np.arange(len(order)), 0.8 / states
+    if values is not None:
+        counts = np.bincount(values[np.isfinite(values)].astype(int), minlength=probs.shape[1])
+        axes.bar(at, (counts / max(counts.sum(), 1))[order], 0.92, color=HAIR, label="data")
+    for k in range(states):
+        axes.bar(at + (k - (states - 1) / 2) * width, probs[k, order], 0.92 * width, color=COLOURS[k % len(COLOURS)])
+    labels = [str(words[v]) if words else str(v) for v in order]
+    slanted = sum(map(len, labels)) > 48
+    axes.set_xticks(at, labels, rotation=35 if slanted else 0, ha="right" if slanted else "center")
+    axes.set(ylabel="probability", xlabel=name)
+    state_legend(axes, states if states <= BANDS else 0)
+
+
+def _arrow(axes: Any, at: Array, radius: Array, i: int, j: int, p: float) -> None:
+    """From node i to node j, bent, so that the arrow back is another."""
+    from matplotlib.patches import FancyArrowPatch
+
+    bend = 0.22
+    way = at[j] - at[i]
+    length = float(np.hypot(*way))
+    unit, side = way / length, np.array([way[1], -way[0]]) / length
+    tilt = np.arctan(2 * bend)
+    leave = np.cos(tilt) * unit + np.sin(tilt) * side
+    arrive = np.cos(tilt) * unit - np.sin(tilt) * side
+    start, end = at[i] + (radius[i] + 0.02) * leave, at[j] - (radius[j] + 0.03) * arrive
+    width = 0.7 + 4.3 * p
+    arrow = FancyArrowPatch(
+        start,
+        end,
+        connectionstyle=f"arc3,rad={bend}",
+        arrowstyle=f"-|>,head_length={3 + width},head_width={1.6 + 0.8 * width}",
+        shrinkA=0,
+        shrinkB=0,
+        linewidth=width,
+        color=COLOURS[i],
+        alpha=0.8,
+        zorder=2,
+    )
+    axes.add_patch(arrow)
+    middle = 0.5 * (start + end) + (0.5 * bend + 0.09 / max(length, 1)) * length * side
+    _label(axes, middle, p)
+
+
+def _loop(axes: Any, at: Array, radius: float, i: int, p: float) -> None:
+    """From a node to itself, outwards."""
+    from matplotlib.patches import FancyArrowPatch
+
+    out = at / max(float(np.hypot(*at)), 1e-9)
+    side = np.array([out[1], -out[0]])
+    start, end = (at + radius * (0.78 * out + sign * 0.62 * side) * 1.04 for sign in (1, -1))
+    width = 0.7 + 4.3 * p
+    arrow = FancyArrowPatch(
+        start,
+        end,
+        connectionstyle="arc3,rad=1.9",
+        arrowstyle=f"-|>,head_length={3 + width},head_width={1.6 + 0.8 * width}",
+        shrinkA=0,
+        shrinkB=0,
+        linewidth=width,
+        color=COLOURS[i],
+        alpha=0.8,
+        zorder=2,
+    )
+    axes.add_patch(arrow)
+    _label(axes, at + (2.1 * radius + 0.16) * out, p)
+
+
+def _label(axes: Any, at: Array, p: float) -> None:
+    axes.text(
+        *at,
+        f"{p:.2f}",
+        ha="center",
+        va="center",
+        fontsize="small",
+        color=QUIET,
+        zorder=5,
+        bbox={"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+    )
