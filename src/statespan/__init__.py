@@ -10,7 +10,7 @@ from statespan.belief import Gaussian as GaussianBelief
 from statespan.errors import StatespanError
 from statespan.families import hmm, linear_gaussian
 from statespan.files import load
-from statespan.fit import EM, SGD
+from statespan.fit import EM, LBFGS, SGD
 from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
 from statespan.kernels import recurrence as _recurrence_kernel  # noqa: F401
 from statespan.kernels import recurrent as _recurrent_kernels  # noqa: F401
@@ -32,6 +32,7 @@ from statespan.version import __version__
 __all__ = [
     "EM",
     "LADDER",
+    "LBFGS",
     "SGD",
     "Best",
     "Categorical",

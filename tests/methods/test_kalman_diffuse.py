@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import statespan as ss
+from series import NILE
 from statespan.method import prepare, smooth_backward
 from statespan.parts.gaussian_initial import stationary
 
@@ -97,7 +98,7 @@ def test_a_diffuse_start_equals_least_squares(state: int, observed: int, flat: i
         method = ss.Kalman()
         prepared = prepare(model, method, data)
         with torch.no_grad():
-            both, pairs = method.smooth_pairs(model, prepared, None, data.shape)
+            both, pairs, _ = method.hindsight(model, prepared, None, data.shape)
             again = smooth_backward(model, method, prepared, None, data.shape)
         assert_close(again.mean, both.mean, **size)
         for t in range(8):
@@ -253,20 +254,13 @@ def test_bad_starts_are_named(options: dict, words: str):
 
 # ------------------------------------------------------------------------------------------------- Nile
 
-NILE = """\
-1120 1160 963 1210 1160 1160 813 1230 1370 1140 995 935 1110 994 1020 960 1180 799 958 1140 1100 1210 1150 1250
-1260 1220 1030 1100 774 840 874 694 940 833 701 916 692 1020 1050 969 831 726 456 824 702 1120 1100 832 764 821 768 845
-864 862 698 845 744 796 1040 759 781 865 845 944 984 897 822 1010 771 676 649 846 812 742 801 1040 860 874 848 890 744
-749 838 1050 918 986 797 923 975 815 1020 906 901 1170 912 746 919 718 714 740"""
-"""The annual flow at Aswan, 1871 to 1970, in 10^8 cubic metres: Durbin and Koopman 2012, appendix; Cobb 1978."""
-
 
 def nile(initial: str) -> tuple[ss.StateSpace, torch.Tensor]:
     one = [[1.0]]
     model = ss.linear_gaussian(
         dynamics=one, state_noise=[[1478.81]], observation=one, observation_noise=[[15078.01]], initial=initial
     )
-    return model, torch.tensor([float(x) for x in NILE.split()], dtype=torch.float64)
+    return model, NILE
 
 
 def test_nile():

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from statespan.belief import Diffuse, Gaussian
-from statespan.method import Method, Prepared, run
+from statespan.errors import StatespanError
+from statespan.method import Expected, Method, Prepared, Statistics, closed_parts, run
 from statespan.part import Affine, GaussianInitial, LinearPart
 from statespan.parts.linear import apply, factor, lower
 from statespan.sequences import Sequences
@@ -27,6 +28,14 @@ class Observation(NamedTuple):
     matrix: Tree
     scale: Tree
     log_prob: Tree
+
+
+class Hindsight(NamedTuple):
+    """Smoothed beliefs (T, B, ...), cov(z_t, z_{t+1} | y) (T - 1, B, D, D), zero past each end, and log p (T, B)."""
+
+    smoothed: Any
+    pairs: Tensor
+    log_prob: Tensor
 
 
 class Settled(NamedTuple):
@@ -133,6 +142,8 @@ class Kalman(Method):
 
     def prepare(self, model: Any, constants: Tree, data: Sequences) -> tuple[Affine, Observation]:
         """The move's matrices, and each step's observation with its gaps taken out."""
+        if data.powers is not None:
+            raise StatespanError("a linear Gaussian model takes no weights of single steps; weight whole sequences")
         move = model.transition.affine(data.u)
         moves = Affine(over_time(move.matrix, 2), over_time(move.offset, 1), over_time(move.scale, 2))
         return moves, observation(model.emission.affine(data.u), data)
@@ -178,35 +189,70 @@ class Kalman(Method):
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
         """The reversed conditionals of all steps at once, then one loop back."""
-        return self.smooth_pairs(model, prepared, belief, shape)[0]
+        return self.hindsight(model, prepared, belief, shape).smoothed
 
     def smooth_pairs(
         self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
     ) -> tuple[Any, Float[Tensor, "T1 B D D"]]:
-        """Smoothed beliefs, and the lag-one covariances cov(z_t, z_{t+1} | y), (T - 1, B, D, D), zero past each end.
+        """By `hindsight`."""
+        return self.hindsight(model, prepared, belief, shape)[:2]
+
+    def hindsight(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Hindsight:
+        """Smoothed beliefs, the lag-one covariances of neighbours, and log p.
 
         Source:
             Shumway and Stoffer, Time Series Analysis and Its Applications 2017, property 6.3: P_{t,t+1} = G_t P_{t+1}.
         """
-        length, _ = shape
-        filtered = self.filtered(model, prepared, belief, shape)
+        ones = prepared.likelihoods.y.new_ones(shape, dtype=torch.bool)
+        blank = Sequences(observed=ones, lengths=prepared.lengths)
+        trace = run(model, self, blank, belief, ("filtered", "log_prob"), prepared=prepared)
+        filtered, log_prob = trace.filtered, trace.log_prob
+        assert log_prob is not None
         head = tree_map(lambda x: x[:-1], filtered)
         steps = reverse(head, _moves_after(prepared.moves))
-        inside = None if prepared.lengths is None else _before(length, prepared.lengths)
+        inside = None if prepared.lengths is None else blank.within[1:]
         smoothed = [tree_map(lambda x: x[-1], filtered)]
-        for t in range(length - 2, -1, -1):
+        for t in range(shape[0] - 2, -1, -1):
             now = follow(tree_map(lambda x, t=t: x[t], steps), smoothed[-1])
             if inside is not None:
                 now = tree_map(lambda a, b, t=t: torch.where(_wide(inside[t], a), a, b[t]), now, head)
             smoothed.append(now)
         whole = stack(smoothed[::-1])
         pairs = steps.gain @ (whole.scale[1:] @ whole.scale[1:].mT)
-        return whole, pairs if inside is None else torch.where(inside[..., None, None], pairs, 0.0)
+        return Hindsight(whole, pairs if inside is None else torch.where(_wide(inside, pairs), pairs, 0.0), log_prob)
 
-    def filtered(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
-        """The filtered beliefs, stacked, by the kernel where there is one."""
-        blank = Sequences(observed=prepared.likelihoods.y.new_ones(shape, dtype=torch.bool), lengths=prepared.lengths)
-        return run(model, self, blank, belief, ("filtered",), prepared=prepared).filtered
+    def breadth(self, model: Any) -> int:
+        """The numbers of a covariance."""
+        return model.transition.event.dim**2
+
+    @torch.no_grad()
+    def expect(self, model: Any, constants: Tree, data: Sequences) -> Expected:
+        """Moments of z_1, of neighbouring states, and of each state with its observation, given everything.
+
+        Source:
+            Shumway and Stoffer 1982; a missing coordinate stands with its own mean and covariance.
+        """
+        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
+        known = self.hindsight(model, prepared, None, data.shape)
+        mean, covariance = known.smoothed.mean, known.smoothed.scale @ known.smoothed.scale.mT
+        if known.smoothed.factor is not None and bool(known.smoothed.factor.any()):
+            raise StatespanError("EM: a sequence is too short to settle its diffuse start; leave it out, or use ss.SGD")
+        each = torch.ones(data.shape[1], dtype=mean.dtype, device=mean.device) if data.weights is None else data.weights
+        weights = data.within * each
+        initial, transition, emission = closed_parts(model)
+        first = later = seen = None
+        if initial:
+            first = model.initial.statistics(mean[0], _summed(covariance[0], each), each)
+        if transition:
+            after = weights[1:]
+            cross = _summed(known.pairs, after)
+            spread = _joint(_summed(covariance[:-1], after), cross.mT, _summed(covariance[1:], after))
+            u = tree_map(lambda x: x[1:], data.u)
+            later = model.transition.statistics(mean[:-1], mean[1:], spread, u, after)
+        if emission:
+            y, spread, there = complete(model.emission.affine(data.u), data, mean, covariance, weights)
+            seen = model.emission.statistics(mean, y, spread, data.u, there)
+        return Expected(known.log_prob, Statistics(first, later, seen))
 
     def fill(self, model: Any, constants: Tree, data: Sequences) -> Tensor:
         """C m + d, and for the missing part of a row what the rest of its noise says of it."""
@@ -216,10 +262,7 @@ class Kalman(Method):
         expected = apply(emission.matrix, mean) + emission.offset
         if there is None or there.dim() == 2:
             return expected
-        residual = torch.where(there, data.y - expected, 0.0)
-        noise = torch.where(there[..., None], emission.scale, 0.0)  # (T, B, E, E), a root of the noise that was seen
-        source = torch.linalg.pinv(noise, rtol=_rounding(noise)) @ residual[..., None]
-        return expected + (emission.scale @ source)[..., 0]
+        return expected + apply(told_noise(emission, there), torch.where(there, data.y - expected, 0.0))
 
     def decode(self, model: Any, constants: Tree, data: Sequences, k: int) -> tuple[Tensor, None]:
         """The smoothed mean: of a joint normal it is the mode."""
@@ -246,9 +289,14 @@ def _wide(inside: Tensor, like: Tensor) -> Tensor:
     return inside.view(*inside.shape, *[1] * (like.dim() - inside.dim()))
 
 
-def _before(length: int, lengths: Tensor) -> Tensor:
-    """(T - 1, B): whether step t + 1 still belongs to the sequence."""
-    return torch.arange(1, length, device=lengths.device)[:, None] < lengths
+def _summed(covariance: Tensor, weights: Tensor) -> Tensor:
+    """The sum of covariances (..., D, D), each times its weight (...)."""
+    return torch.einsum("n,nij->ij", weights.flatten(), covariance.flatten(0, -3))
+
+
+def _joint(xx: Tensor, yx: Tensor, yy: Tensor) -> Tensor:
+    """The covariance of (x, y) from its blocks."""
+    return torch.cat([torch.cat([xx, yx.mT], -1), torch.cat([yx, yy], -1)], -2)
 
 
 def _moves_after(moves: Affine) -> Affine:
@@ -313,6 +361,44 @@ def compress(residual: Tensor, matrix: Tensor, scale: Tensor, count: Tree) -> Ob
     constant = (count.value if isinstance(count, Shared) else count) - sizes.log().double().sum(-1)
     identity = torch.eye(narrow.shape[-1], dtype=y.dtype, device=y.device)
     return Observation(y, over_time(narrow, 2), Shared(identity), constant - 0.5 * beside)
+
+
+def told_noise(emission: Affine, there: Tensor) -> Tensor:
+    """L with E[noise | the noise that was seen] = L times it, (T, B, E, E)."""
+    seen = torch.where(there[..., None], emission.scale, 0.0)  # a root of the noise that was seen
+    return emission.scale @ torch.linalg.pinv(seen, rtol=_rounding(seen))
+
+
+def complete(
+    emission: Affine, data: Sequences, mean: Tensor, covariance: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Observations with their gaps filled, for the M-step of the emission.
+
+    The missing part of a row is (I - L S) C z + L S y + d - L S d + (I - L S) noise, with S picking what is there.
+
+    Returns:
+        The means (T, B, E), the summed joint covariance of state and observation, and the weights with 0 where a whole
+        row is missing.
+    """
+    there = data.present
+    if there is None or there.dim() == 2:
+        weights = weights if there is None else weights * there
+        outputs, dim = emission.matrix.shape[-2:]
+        spread = mean.new_zeros(dim + outputs, dim + outputs)
+        spread[:dim, :dim] = _summed(covariance, weights)
+        return data.y, spread, weights
+    weights = weights * there.any(-1)
+    expected = apply(emission.matrix, mean) + emission.offset
+    told = told_noise(emission, there) * there[..., None, :]
+    y = expected + apply(told, torch.where(there, data.y - expected, 0.0))
+    gone = ~there[..., None]
+    left = torch.where(gone, emission.matrix - told @ emission.matrix, 0.0)
+    noise = torch.where(gone, emission.scale - told @ emission.scale, 0.0)
+    cross = left @ covariance
+    spread = _joint(
+        _summed(covariance, weights), _summed(cross, weights), _summed(cross @ left.mT + noise @ noise.mT, weights)
+    )
+    return torch.where(there, data.y, y), spread, weights
 
 
 # ---------------------------------------------------------------------------------------------- backwards

@@ -1,6 +1,6 @@
 """How a Gaussian state starts: known, stationary, or not known at all."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,19 @@ from torch.distributions import MultivariateNormal
 from statespan.belief import Diffuse, Gaussian
 from statespan.errors import StatespanError
 from statespan.part import GaussianInitial, Generative, Part
-from statespan.parts.linear import lower, root
+from statespan.parts.linear import factor, lower, root
 from statespan.tree import Tree
 
 DOUBLINGS = 60
 """Squarings of A before its powers are said not to vanish: 2^60 steps."""
+
+
+class Moments(NamedTuple):
+    """Expected sums about z_1: the weight, sums of z and of z z'."""
+
+    weight: Tensor
+    first: Tensor
+    second: Tensor
 
 
 class NormalStart(Part, GaussianInitial, Generative):
@@ -35,6 +43,23 @@ class NormalStart(Part, GaussianInitial, Generative):
     def forward(self, shape: tuple[int, ...], u: Tree = None) -> MultivariateNormal:
         """The distribution of z_1 for a batch of `shape`."""
         return MultivariateNormal(self.mean.expand(*shape, -1), scale_tril=root(self.scale), validate_args=False)
+
+    def statistics(self, z: Tensor, spread: Tensor, weights: Tensor) -> Moments:
+        """Expected sums over sequences: posterior means (B, D), the sum of covariances (D, D), weights (B,)."""
+        weight = weights[:, None]
+        return Moments(weights.sum(), (weight * z).sum(0), z.mT @ (weight * z) + spread)
+
+    @torch.no_grad()
+    def maximize(self, stats: Moments) -> None:
+        """The mean, and the covariance about it."""
+        if float(stats.weight) <= 0:
+            return
+        if self.mean.requires_grad:
+            self.mean.copy_(stats.first / stats.weight)
+        if self.scale.requires_grad:
+            cross = stats.first[:, None] * self.mean
+            second = stats.second - cross - cross.mT + stats.weight * self.mean[:, None] * self.mean
+            self.scale.copy_(factor(0.5 * (second + second.mT) / stats.weight))
 
 
 def stationary(matrix: Tensor, offset: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,3 +171,10 @@ class DiffuseStart(Part, GaussianInitial):
             root(self.scale).expand(batch, -1, -1),
             self.directions.expand(batch, -1, -1),
         )
+
+    def statistics(self, z: Tensor, spread: Tensor, weights: Tensor) -> tuple:
+        """Nothing: it has no parameters."""
+        return ()
+
+    def maximize(self, stats: tuple) -> None:
+        """Nothing: it has no parameters."""

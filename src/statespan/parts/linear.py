@@ -1,7 +1,7 @@
 """Linear Gaussian parts: how a vector moves and what it emits."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,15 @@ def inputs_of(u: Tree, width: int, part: nn.Module) -> Tensor:
     return u
 
 
+class Regression(NamedTuple):
+    """Expected sums of a regression of y on x = (z, 1, u): the weight, and sums of x x', y x' and y y'."""
+
+    weight: Tensor
+    xx: Tensor
+    yx: Tensor
+    yy: Tensor
+
+
 class Linear(Part, LinearPart, Generative):
     r"""x -> A x + B u + b + scale e: a move of the state, or an observation of it.
 
@@ -132,6 +141,52 @@ class Linear(Part, LinearPart, Generative):
     def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
         """The distribution of the result given x = z."""
         return conditional(self.affine(u), z)
+
+    def statistics(self, z: Tensor, y: Tensor, spread: Tensor, u: Tree, weights: Tensor) -> Regression:
+        """Expected sums over steps and sequences.
+
+        Args:
+            z: (T, B, D), the posterior mean of what goes in.
+            y: (T, B, E), the posterior mean of what comes out.
+            spread: (D + E, D + E), the sum of their joint posterior covariances, each times its weight.
+            u: (T, B, U) inputs, or None.
+            weights: (T, B), how often each step counts.
+        """
+        size = z.shape[-1]
+        x = [z, torch.ones_like(z[..., :1])]
+        if self.control is not None:
+            x.append(inputs_of(u, self.controls, self).expand(*z.shape[:-1], -1))
+        rows, out, weight = torch.cat(x, -1).flatten(0, -2), y.flatten(0, -2), weights.flatten()[:, None]
+        xx, yx = rows.mT @ (weight * rows), (weight * out).mT @ rows
+        xx[:size, :size] += spread[:size, :size]
+        yx[:, :size] += spread[size:, :size]
+        return Regression(weight.sum(), xx, yx, out.mT @ (weight * out) + spread[size:, size:])
+
+    @torch.no_grad()
+    def maximize(self, stats: Regression) -> None:
+        """Least squares for what is free among A, b and B, given the rest; then the noise about it.
+
+        Source:
+            Shumway and Stoffer 1982; Ghahramani and Hinton 1996; with held coefficients, Wu, Pai and Hosking 1996.
+        """
+        if float(stats.weight) <= 0:
+            return
+        blocks = [self.matrix, self.offset[:, None], *([] if self.control is None else [self.control])]
+        free = [self.matrix.requires_grad, self.offset.requires_grad]
+        free += [] if self.control is None else [self.control.requires_grad]
+        weight = torch.cat(blocks, -1)
+        at = torch.cat([torch.full((block.shape[1],), here) for block, here in zip(blocks, free, strict=True)])
+        at = at.to(weight.device)
+        if bool(at.any()):
+            rest = stats.yx[:, at] - weight[:, ~at] @ stats.xx[~at][:, at]
+            # A direction that the states never took says nothing of its coefficients: the shortest fit.
+            weight[:, at] = rest @ torch.linalg.pinv(stats.xx[at][:, at], hermitian=True)
+        for block, new in zip(blocks, weight.split([block.shape[1] for block in blocks], -1), strict=True):
+            block.copy_(new)
+        if self.scale.requires_grad:
+            cross = weight @ stats.yx.mT
+            noise = (stats.yy - cross - cross.mT + weight @ stats.xx @ weight.mT) / stats.weight
+            self.scale.copy_(factor(0.5 * (noise + noise.mT)))
 
 
 class Scheduled(Part, LinearPart, Generative):
