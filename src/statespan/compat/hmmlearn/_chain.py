@@ -14,7 +14,6 @@ from statespan.method import Statistics, prepare, run, total
 from statespan.methods import Forward, MaxProduct
 from statespan.methods.forward import expectations
 from statespan.model import StateSpace
-from statespan.part import FiniteEmission
 from statespan.sequences import Sequences
 
 SMALLEST = float(np.log(1e-300))
@@ -84,7 +83,7 @@ class Chain:
         implementation: "log", or "scaling": then an observation that hmmlearn's scaling cannot represent is refused.
     """
 
-    def __init__(self, initial: Any, table: Any, emission: FiniteEmission, implementation: str = "log"):
+    def __init__(self, initial: Any, table: Any, emission: Any, implementation: str = "log"):
         if implementation not in ("log", "scaling"):
             raise StatespanError(f"implementation={implementation!r}; use 'log' or 'scaling'")
         self.scaling, self.states, self.method = implementation == "scaling", len(initial), Forward()
@@ -186,6 +185,7 @@ class Chain:
                 trace = run(
                     self.model, self.method, batch.data, keep=("filtered", "log_prob"), constants=self.constants
                 )
+            assert trace.log_prob is not None
             total(trace.log_prob, batch.names)
             batch.put(trace.filtered.probs, out)
         return out.numpy()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.cluster import KMeans
 from sklearn.utils.validation import check_random_state
 from torch import Tensor
 
@@ -167,3 +168,9 @@ def complete(X: np.ndarray, states: int) -> np.ndarray:
     if (counts == 0).any():
         raise StatespanError(f"column {int((counts == 0).argmax())} of X is missing everywhere; leave it out")
     return np.where(there, X, np.nan_to_num(X).sum(0) / counts)
+
+
+def clusters(X: np.ndarray, count: int, random_state: Any) -> Any:
+    """The best of ten k-means, as hmmlearn begins: one seed gives both the same start."""
+    options: dict[str, Any] = {"n_init": 10}
+    return KMeans(n_clusters=count, random_state=random_state, **options).fit(X)

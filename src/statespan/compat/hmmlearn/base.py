@@ -590,8 +590,9 @@ class VariationalBaseHMM(_AbstractHMM):
             self._check_shape(name, shape, said)
 
     def _estep_begin(self) -> None:
-        self.startprob_subnorm_ = np.exp(expected_log(self.startprob_posterior_))
-        self.transmat_subnorm_ = np.exp(expected_log(self.transmat_posterior_))
+        with np.errstate(under="ignore"):
+            self.startprob_subnorm_ = np.exp(expected_log(self.startprob_posterior_))
+            self.transmat_subnorm_ = np.exp(expected_log(self.transmat_posterior_))
 
     def _fit_chain(self) -> Chain:
         return Chain(self.startprob_subnorm_, self.transmat_subnorm_, self._subnormal_part(), self.implementation)
@@ -616,7 +617,8 @@ class VariationalBaseHMM(_AbstractHMM):
 
 def _read(X: Any) -> np.ndarray:
     """A numeric array of two dimensions; NaN is missing."""
-    return check_array(X, ensure_all_finite="allow-nan")
+    options: dict[str, Any] = {"ensure_all_finite": "allow-nan"}
+    return check_array(X, **options)
 
 
 def _count(data: list[Batch]) -> int:

@@ -3,13 +3,13 @@
 from typing import Any
 
 import numpy as np
-from sklearn.cluster import KMeans
 from sklearn.utils.validation import check_random_state
 
 from statespan.compat.hmmlearn._emissions import (
     COVARIANCE_TYPES,
     CategoricalEmission,
     GaussianEmission,
+    clusters,
     complete,
     spread,
 )
@@ -161,8 +161,7 @@ class GaussianHMM(GaussianEmission, BaseHMM):
         super()._init(X, lengths)
         rows = complete(X, self.n_components)
         if self._needs_init("m", "means_"):
-            clusters = KMeans(n_clusters=self.n_components, random_state=self.random_state, n_init=10).fit(rows)
-            self.means_ = clusters.cluster_centers_
+            self.means_ = clusters(rows, self.n_components, self.random_state).cluster_centers_
         if self._needs_init("c", "covars_"):
             whole = np.atleast_2d(np.cov(rows.T)) + self.min_covar * np.eye(X.shape[1])
             self.covars_ = spread(whole, self.covariance_type, self.n_components)

@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
-from sklearn.cluster import KMeans
 from sklearn.utils.validation import check_random_state
 
 from statespan.compat.hmmlearn._emissions import (
     COVARIANCE_TYPES,
     CategoricalEmission,
     GaussianEmission,
+    clusters,
     complete,
     gaussian,
     spread,
@@ -109,9 +108,9 @@ class VariationalCategoricalHMM(CategoricalEmission, VariationalBaseHMM):
 
     def _subnormal_part(self) -> Tilted:
         """exp(E log p) as probabilities times what they lack to sum to one."""
-        log = self.emissionprob_log_subnorm_
-        lacking = logsumexp(log, axis=1, keepdims=True)
-        return Tilted(Categorical(probs=np.exp(log - lacking)), torch.from_numpy(lacking[:, 0]))
+        log = torch.as_tensor(self.emissionprob_log_subnorm_)
+        lacking = log.logsumexp(1, keepdim=True)
+        return Tilted(Categorical(probs=(log - lacking).exp()), lacking[:, 0])
 
     def _do_mstep(self, stats: dict[str, Any]) -> None:
         super()._do_mstep(stats)
@@ -198,11 +197,11 @@ class VariationalGaussianHMM(GaussianEmission, VariationalBaseHMM):
         super()._init(X, lengths)
         k, d = self.n_components, self.n_features
         rows = complete(X, k)
-        clusters = KMeans(n_clusters=k, random_state=self.random_state, n_init=10).fit(rows)
-        counts = np.bincount(clusters.predict(rows), minlength=k)
+        found = clusters(rows, k, self.random_state)
+        counts = np.bincount(found.predict(rows), minlength=k)
         if self._needs_any("m", "means_prior_", "means_posterior_", "beta_prior_", "beta_posterior_"):
             self.means_prior_ = np.tile(rows.mean(0), (k, 1)) if self.means_prior is None else self.means_prior
-            self.means_posterior_ = clusters.cluster_centers_.copy()
+            self.means_posterior_ = found.cluster_centers_.copy()
             self.beta_prior_ = np.ones(k) if self.beta_prior is None else self.beta_prior
             self.beta_posterior_ = counts.copy()
         if self._needs_any("c", "dof_prior_", "dof_posterior_", "scale_prior_", "scale_posterior_"):
@@ -265,7 +264,7 @@ class VariationalGaussianHMM(GaussianEmission, VariationalBaseHMM):
         )
 
     def _do_mstep(self, stats: dict[str, Any]) -> None:
-        r"""beta = beta_0 + w, m = (beta_0 m_0 + sum of y) / beta, nu = nu_0 + w, B = B_0 + the scatter about m.
+        r"""Update beta = beta_0 + w, m = (beta_0 m_0 + sum of y) / beta, nu = nu_0 + w, B = B_0 + the scatter about m.
 
         From sums about the means now, so that nothing cancels: with f and S the sums of x = y - m_now and of x x', the
         scatter is S + beta_0 e e' - beta c c' with e = m_0 - m_now and c = m - m_now.
