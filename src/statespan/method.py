@@ -69,9 +69,16 @@ class Expected(NamedTuple):
 
 
 def closed_parts(model: "statespan.model.StateSpace") -> tuple[bool, bool, bool]:
-    """Which parts have a closed-form M-step: they know one, and share no parameter with another part."""
-    users = Counter(id(p) for part in model.parts for p in part.parameters())
-    each = [hasattr(part, "maximize") and all(users[id(p)] == 1 for p in part.parameters()) for part in model.parts]
+    """Which parts have a closed-form M-step: they know one, and share no parameter with another part.
+
+    An initial may share the transition's if it does the M-step of both (`together`).
+    """
+    owned = [{id(p) for p in part.parameters()} for part in model.parts]
+    together = getattr(model.initial, "together", False)
+    users = Counter(p for group in ([owned[0] | owned[1], owned[2]] if together else owned) for p in group)
+    knows = [hasattr(part, "maximize") for part in model.parts]
+    knows[0] = knows[0] or together
+    each = [k and all(users[p] == 1 for p in own) for k, own in zip(knows, owned, strict=True)]
     return each[0], each[1], each[2]
 
 

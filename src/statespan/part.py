@@ -131,7 +131,7 @@ class FiniteTransition(ABC):
         """A itself, (K, K) or (B, K, K)."""
 
     def best(self, score: Tensor, tables: Tree, fed: Tree) -> tuple[Tensor, Tensor]:
-        """The k best ways into each state, in place of `push`'s sum: log-probabilities (B, K, k), best first, to the same.
+        """The k best ways into each state, by the best ways (B, K, k) before: log-probabilities, best first.
 
         With each comes where it came from: the previous state times k plus the rank there. Ties go to the lower.
         """
@@ -232,8 +232,8 @@ class MatrixTransition(FiniteTransition):
         return counts.value
 
     def expected_log(self, stats: Tensor) -> Tensor:
-        """Sum of expected counts times log A, and the log-prior: what the M-step maximises."""
-        return expected_log(stats, self.probs) + self.log_prior()
+        """Sum of expected counts times log A: what an M-step maximises, but for the prior."""
+        return expected_log(stats, self.probs)
 
 
 class FiniteEmission(ABC):

@@ -120,12 +120,16 @@ class EM(Fitter):
     @torch.no_grad()
     def maximize(self, model: Any, stats: Statistics) -> None:
         """The M-step of every part that has a closed form; what is held stays."""
+        together = getattr(model.initial, "together", False)
         for part, sums in zip(model.parts, stats, strict=True):
             parameters = list(part.parameters())
-            if sums is None or not any(p.requires_grad for p in parameters):
+            if sums is None or not any(p.requires_grad for p in parameters) or (together and part is model.transition):
                 continue
             held = [(p, p.clone()) for p in parameters if not p.requires_grad]
-            part.maximize(sums)
+            if together and part is model.initial:
+                part.maximize_with(sums, stats.transition)
+            else:
+                part.maximize(sums)
             for parameter, value in held:
                 parameter.copy_(value)
 
