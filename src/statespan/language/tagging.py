@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from statespan.errors import StatespanError
-from statespan.language.corpora import Sentence, _text
+from statespan.language.corpora import Sentence, utf8
 from statespan.language.vocabulary import Vocabulary
 
 
@@ -78,7 +78,7 @@ def universal(path: str | Path) -> dict[str, str]:
         {'NN': 'NOUN', 'VBZ': 'VERB'}
     """
     result: dict[str, str] = {}
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(utf8(path).split("\n"), 1):
         pair = line.split()
         if pair and (len(pair) != 2 or result.setdefault(*pair) != pair[1]):
             raise StatespanError(f"{path}, line {number}: {line.strip()!r} is not one tag and its universal tag")
