@@ -1,6 +1,7 @@
 """A drop-in for hmmlearn 0.3.3: change the import, keep the program."""
 
 from statespan.compat.hmmlearn import base, hmm, utils, vhmm
+from statespan.compat.hmmlearn._convert import drop_in, from_hmmlearn
 from statespan.compat.hmmlearn.hmm import CategoricalHMM, GaussianHMM
 from statespan.compat.hmmlearn.vhmm import VariationalCategoricalHMM, VariationalGaussianHMM
 
@@ -10,6 +11,8 @@ __all__ = [
     "VariationalCategoricalHMM",
     "VariationalGaussianHMM",
     "base",
+    "drop_in",
+    "from_hmmlearn",
     "hmm",
     "utils",
     "vhmm",

@@ -89,7 +89,7 @@ class GaussianEmission(_AbstractHMM):
     def _get_n_fit_scalars_per_param(self) -> dict[str, int]:
         k, d = self.n_components, self.n_features
         free = {"spherical": k, "diag": k * d, "full": k * d * (d + 1) // 2, "tied": d * (d + 1) // 2}
-        return {"s": k - 1, "t": k * (k - 1), "m": k * d, "c": free[self.covariance_type]}
+        return {"s": k - 1, "t": k * (k - 1), "m": k * d, "c": free.get(self.covariance_type, 0)}
 
     def _generate_sample_from_state(self, state: int, random_state: Any) -> np.ndarray:
         return random_state.multivariate_normal(self.means_[state], self.covars_[state])
@@ -97,7 +97,7 @@ class GaussianEmission(_AbstractHMM):
 
 def numbers(X: np.ndarray) -> tuple[Tensor, Tensor | None]:
     """Real values, NaN made 0, and which are there: (n, D), or (n,) where rows are whole or gone; None: all are."""
-    y = torch.as_tensor(X, dtype=torch.float64)
+    y = torch.from_numpy(np.array(X, dtype=float, order="C"))
     there = ~y.isnan()
     if bool(there.all()):
         return y, None

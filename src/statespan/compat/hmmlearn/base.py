@@ -235,7 +235,7 @@ class _AbstractHMM(BaseEstimator):
         if observed is not None:
             y = torch.where(observed, y, -1) if y.dim() == 1 else torch.where(_like(observed, y), y, torch.nan)
         rows = y if lengths is None else list(y.split(np.asarray(lengths).tolist()))
-        return self.model.forecast(rows, steps, samples, seed)
+        return self.model.requires_grad_(False).forecast(rows, steps, samples, seed)
 
     def sample(
         self, n_samples: int = 1, random_state: Any = None, currstate: int | None = None
