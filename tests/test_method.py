@@ -10,6 +10,7 @@ from torch.testing import assert_close
 import statespan as ss
 from statespan.belief import choose
 from statespan.method import _KERNELS, Prepared, Trace, prepare, register, run, scan, total
+from statespan.methods import check
 from statespan.sequences import Sequences
 from statespan.tree import Lazy, Shared, detach, leaves, replace_leaves, stack, tree_map, unstack
 
@@ -159,3 +160,9 @@ def test_the_library_imports_without_what_only_tests_plots_and_the_command_line_
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("method", ["forward", ss.Forward, 3])
+def test_what_is_no_method_is_refused(method):
+    with pytest.raises(ss.StatespanError, match=r"is no inference method; give an instance, such as ss.Forward\(\)"):
+        check(method, ss.hmm(states=2, emission=ss.Categorical(3), seed=0))

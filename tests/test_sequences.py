@@ -234,3 +234,9 @@ def test_answers_come_back_where_the_model_is():
     y = np.random.default_rng(0).normal(size=(3, 4, 2))
     assert model.filter(y).probs.dtype == torch.float32
     assert model.log_prob(y).dtype == torch.float64
+
+
+def test_memory_that_must_not_be_written_is_read():
+    y = np.array([[0.0, 1.0], [np.nan, 2.0]])
+    y.flags.writeable = False
+    assert read(y, Event(1, None, 2))[0].y.shape == (2, 1, 2)

@@ -88,6 +88,18 @@ class Sequences(NamedTuple):
         return timed._replace(**{name: tree_map(lambda x: change(x, 0), value) for name, value in plain.items()})
 
 
+class Support(NamedTuple):
+    """The vectors that can be observed at all.
+
+    Args:
+        wrong: from rows (N, D), 0 where missing, and what of them is there, (N, D) bool, to what cannot be, (N, D) bool.
+        what: what they are, in words: "counts 0, 1, 2, ...".
+    """
+
+    wrong: Callable[[Tensor, Tensor], Tensor]
+    what: str
+
+
 class Event(NamedTuple):
     """What one observation is: symbols 0..V-1 (rank 0) or vectors of `dim` numbers (rank 1).
 
@@ -95,11 +107,13 @@ class Event(NamedTuple):
         rank: 0 for a number or symbol, 1 for a vector.
         symbols: V, or None for real values.
         dim: the length of a vector, or None.
+        support: which vectors there can be; None: all.
     """
 
     rank: int
     symbols: int | None = None
     dim: int | None = None
+    support: Support | None = None
 
 
 class Layout(NamedTuple):
@@ -167,6 +181,8 @@ def read(
     flat = torch.cat([column(torch.as_tensor(row)) for row in rows])  # a thousand short rows are checked as one array
     place = partial(_place, ends)
     value, there = _symbols(flat, place, event.symbols) if event.symbols is not None else _reals(flat, place)
+    if event.support is not None:
+        _check_support(value, there, event.support, place)
     batch = _lay_out(value, ends).to(device)
     observed = None
     if not bool(there.all()):
@@ -330,6 +346,7 @@ def _numbers(x: Any, name: str, i: int) -> np.ndarray | Tensor:
         array = np.asarray(x)
         if array.dtype == object:
             array = array.astype(np.float64)
+        array = array if array.flags.writeable else array.copy()  # torch warns of memory that it must not write
     except (TypeError, ValueError):
         array = np.asarray(["?"])
     if array.dtype.kind not in "iufb":
@@ -403,6 +420,16 @@ def _lay_out(flat: Tensor, ends: Tensor, value: int = 0) -> Tensor:
     t = torch.arange(len(flat)) - (ends.cumsum(0) - ends).repeat_interleave(ends)
     out[t, torch.arange(batch).repeat_interleave(ends)] = flat
     return out
+
+
+def _check_support(x: Tensor, there: Tensor, support: Support, place: Callable[[int], str]) -> None:
+    wrong = support.wrong(x, there)
+    if bool(wrong.any()):
+        at, column = wrong.nonzero()[0].tolist()
+        raise StatespanError(
+            f"{place(at)}, column {column}: {float(x[at, column]):g} is impossible here; this emission is of "
+            f"{support.what}: correct the value, or make it NaN for missing"
+        )
 
 
 def _pad(rows: Sequence[Tensor], value: int = 0) -> Tensor:

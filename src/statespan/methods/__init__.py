@@ -1,6 +1,6 @@
 """The methods, and which one a model gets when none is named."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from statespan.errors import StatespanError
 from statespan.method import Method, lacks
@@ -30,8 +30,10 @@ def method_for(model: "StateSpace") -> Method:
     raise StatespanError(f"no method accepts these parts ({reasons})")
 
 
-def check(method: Method, model: "StateSpace") -> Method:
-    """The method, if it accepts the model's parts."""
+def check(method: Any, model: "StateSpace") -> Method:
+    """The method, if it is one and accepts the model's parts."""
+    if not isinstance(method, Method):
+        raise StatespanError(f"method={method!r} is no inference method; give an instance, such as ss.Forward()")
     missing = lacks(type(method), model)
     if missing:
         raise StatespanError(f"{type(method).__name__} does not accept this model: {', '.join(missing)}")
