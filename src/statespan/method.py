@@ -33,17 +33,22 @@ class Prepared(NamedTuple):
         moves: what acts on the move into t; depends on the inputs u alone.
         likelihoods: what y_t says of z_t, and what y_t feeds to the next move.
         lengths: (B,) integers, or None where every sequence fills the whole window.
+        weights: (B,) how many times each sequence counts in what is expected; None: once.
     """
 
     moves: Tree
     likelihoods: Tree
     lengths: Tensor | None
+    weights: Tensor | None = None
 
 
 class Trace(NamedTuple):
     """What a run kept: beliefs stacked (T, B, ...), the belief at each sequence's own end, log_prob (T, B), paths.
 
     `paths` is a pair, state paths (T, B, k) with -1 past each end and their log-probabilities (B, k), best first.
+    `posterior` (T, B, K) and the expected `counts` of moves, a tree like the tables, are for kernels that have a
+    shorter way to them than the gradient; the scan has none. So are `smoothed`, beliefs (T, B, ...), and `pairs`,
+    the covariances of neighbouring states (T - 1, B, D, D).
     """
 
     predicted: Any = None
@@ -51,6 +56,10 @@ class Trace(NamedTuple):
     last: Any = None
     log_prob: Tensor | None = None
     paths: tuple[Tensor, Tensor] | None = None
+    posterior: Tensor | None = None
+    counts: Tree = None
+    smoothed: Any = None
+    pairs: Tensor | None = None
 
 
 class Statistics(NamedTuple):

@@ -308,6 +308,17 @@ where_positive = _binary(
 
 
 @intrinsic
+def where_above(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """The first where b > c, else 0."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        zeros = ir.Constant(values[0].type, None)
+        return builder.select(builder.fcmp_ordered(">", values[1], values[2]), values[0], zeros)
+
+    return a(a, a, a), code
+
+
+@intrinsic
 def finite(typing: Any, a: Any) -> Any:
     """a, but 0 where it is infinite: what may be subtracted from an infinity without a NaN."""
 

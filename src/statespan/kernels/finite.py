@@ -5,13 +5,14 @@ from typing import Any
 import torch
 
 from statespan.belief import Discrete, select, with_fed
+from statespan.kernels.expected_moves import expected_moves
 from statespan.kernels.forward_backward import forward_backward
 from statespan.kernels.viterbi import max_product
 from statespan.method import Prepared, Trace, register
 from statespan.methods import Forward, MaxProduct
 from statespan.part import MatrixTransition
 from statespan.parts.finite import RowsAddition
-from statespan.tree import tree_map, unstack
+from statespan.tree import Shared, tree_map, unstack
 
 
 def _start(model: Any, method: Forward, prepared: Prepared, batch: int, belief: Any) -> torch.Tensor:
@@ -29,13 +30,22 @@ def _trace(prepared: Prepared, log_normaliser: torch.Tensor, filtered: torch.Ten
     return Trace(filtered=state, last=last, log_prob=log_normaliser + likelihood.log_scale)
 
 
-@register(Forward, MatrixTransition, keeps=("filtered", "last", "log_prob"))
+@register(Forward, MatrixTransition, keeps=("filtered", "last", "log_prob", "posterior", "counts"))
 def dense(
     model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
 ) -> Trace:
     """A stochastic matrix that does not vary with time."""
     predicted = _start(model, method, prepared, batch, belief)
     table, value = prepared.moves.tables.value, prepared.likelihoods.value
+    if "posterior" in keep:
+        log_normaliser, posterior, counts = expected_moves(
+            predicted, table, value, prepared.lengths, prepared.weights, "counts" in keep
+        )
+        log_prob = log_normaliser + prepared.likelihoods.log_scale
+        if prepared.lengths is not None:
+            within = torch.arange(length)[:, None] < prepared.lengths
+            log_prob = torch.where(within, log_prob, 0.0)
+        return Trace(log_prob=log_prob, posterior=posterior, counts=Shared(counts))
     return _trace(prepared, *forward_backward(predicted, table, value, prepared.lengths))
 
 

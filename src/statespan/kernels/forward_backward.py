@@ -35,21 +35,9 @@ def _jit() -> ModuleType:
     return _jit_forward_backward
 
 
-def _padded(K: int) -> int:
-    return (K + 3) // 4 * 4
-
-
 def _saved_size(steps: int, batch: int, K: int) -> int:
     """Above `LANES` the predicted beliefs and the sums; otherwise a mark that a gradient was foreseen."""
     return steps * batch * (K + 1) if K > LANES else 1
-
-
-def _panels(table: Tensor) -> Tensor:
-    K = table.shape[0]
-    states = _padded(K)
-    padded = table.new_zeros(states, states)
-    padded[:K, :K] = table
-    return padded.view(states, states // 4, 4).permute(1, 0, 2).reshape(-1)
 
 
 class _Chain(NamedTuple):
@@ -133,7 +121,9 @@ def _forward(
 def _forward_lanes(chain: _Chain, normaliser: np.ndarray, filtered: Tensor) -> None:
     jit = _jit()
     ranges = chain.groups()
-    inputs = [x.numpy() for x in (chain.order, chain.lengths, chain.predicted, _panels(chain.table), chain.likelihood)]
+    inputs = [
+        x.numpy() for x in (chain.order, chain.lengths, chain.predicted, shared.panels(chain.table), chain.likelihood)
+    ]
 
     def some(i: int) -> None:
         jit.forward_lanes(*ranges[i], *inputs, chain.scale.numpy(), chain.scaled, normaliser, filtered.numpy())
@@ -223,8 +213,8 @@ def _backward_lanes(chain: _Chain, gradients: _Gradients, filtered: Tensor) -> N
     jit = _jit()
     K = chain.table.shape[0]
     ranges = chain.groups()
-    parts = filtered.new_zeros(len(ranges), _padded(K), _padded(K))
-    panels = _panels(chain.table), _panels(chain.table.t())
+    parts = filtered.new_zeros(len(ranges), shared.padded(K), shared.padded(K))
+    panels = shared.panels(chain.table), shared.panels(chain.table.t())
     inputs = [x.numpy() for x in (chain.order, chain.lengths, chain.predicted, *panels, chain.likelihood)]
     fixed = (
         *(chain.scale.numpy(), chain.scaled, filtered.numpy()),
@@ -416,7 +406,7 @@ def forward_backward(
         >>> [round(x, 4) for x in log_normaliser.exp().flatten().tolist()]
         [0.35, 0.45]
     """
-    _check(predicted, table, likelihood, lengths, scale)
+    check(predicted, table, likelihood, lengths, scale)
     save = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (predicted, table, likelihood, scale)
     )
@@ -426,7 +416,24 @@ def forward_backward(
     return log_normaliser, filtered
 
 
-def _check(predicted: Tensor, table: Tensor, likelihood: Tensor, lengths: Tensor | None, scale: Tensor | None) -> None:
+def check(
+    predicted: Tensor, table: Tensor, likelihood: Tensor, lengths: Tensor | None = None, scale: Tensor | None = None
+) -> None:
+    """Refuses shapes and dtypes that do not fit a chain.
+
+    Args:
+        predicted: (B, K).
+        table: (K, K).
+        likelihood: (T, B, K), float32 or float64.
+        lengths: (B,) int64.
+        scale: (T, B, K).
+
+    Raises:
+        ValueError: they do not fit.
+
+    Example:
+        >>> check(torch.ones(2, 3), torch.ones(3, 3), torch.ones(5, 2, 3))
+    """
     if likelihood.dim() != 3:
         raise ValueError(f"likelihood must be (T, B, K), not {tuple(likelihood.shape)}")
     steps, batch, K = likelihood.shape

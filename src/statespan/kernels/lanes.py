@@ -150,6 +150,34 @@ def longest_first(lengths: Tensor | None, steps: int, batch: int) -> tuple[Tenso
     return order, ordered
 
 
+def padded(states: int) -> int:
+    """The number of states rounded up to whole panels of 4.
+
+    Example:
+        >>> padded(4), padded(5)
+        (4, 8)
+    """
+    return (states + 3) // 4 * 4
+
+
+def panels(table: Tensor, fill: float = 0.0) -> Tensor:
+    """A table (K, K) cut into panels of 4 columns, each of which lies together: (K/4, K, 4), flat, K rounded up.
+
+    Args:
+        table: (K, K).
+        fill: what is beyond K.
+
+    Example:
+        >>> panels(torch.ones(1, 1)).tolist()
+        [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    """
+    K = table.shape[0]
+    states = padded(K)
+    whole = table.new_full((states, states), fill)
+    whole[:K, :K] = table
+    return whole.view(states, states // 4, 4).permute(1, 0, 2).reshape(-1)
+
+
 #: The operators of all kernels are defined in this fragment of torch's library "statespan".
 LIBRARY = torch.library.Library("statespan", "FRAGMENT")
 

@@ -31,12 +31,12 @@ def _max_product(
     order, lengths = shared.longest_first(lengths, steps, batch)
     width = 64 // log_likelihood.element_size()
     groups = (batch + width - 1) // width
-    states = (K + 3) // 4 * 4
+    states = shared.padded(K)
     small = torch.uint8 if K <= 256 else torch.uint16 if K <= 65536 else torch.int32
     work = log_likelihood.numel() * K
     ranges = shared.pieces(groups, 4 * torch.get_num_threads() if work > 200_000 else 1)
     jit = _jit()
-    inputs = [x.numpy() for x in (order, lengths, log_initial, _panels(log_table, states), log_likelihood)]
+    inputs = [x.numpy() for x in (order, lengths, log_initial, shared.panels(log_table, -torch.inf), log_likelihood)]
     outputs = [x.numpy() for x in (score, path)]
 
     def some(i: int) -> None:
@@ -45,13 +45,6 @@ def _max_product(
 
     shared.parallel(some, len(ranges))
     return score, path
-
-
-def _panels(table: Tensor, states: int) -> Tensor:
-    K = table.shape[0]
-    padded = table.new_full((states, states), -torch.inf)
-    padded[:K, :K] = table
-    return padded.view(states, states // 4, 4).permute(1, 0, 2).reshape(-1)
 
 
 def _fake(

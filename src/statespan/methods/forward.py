@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from statespan.belief import Discrete, with_fed
-from statespan.method import Expected, Method, Prepared, Statistics, closed_parts, run, scan
+from statespan.method import Expected, Method, Prepared, Statistics, closed_parts, find_kernel, run, scan
 from statespan.methods.finite import (
     ACCEPTS,
     Constants,
@@ -89,7 +89,7 @@ class Forward(Method):
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Discrete:
         """Likelihood times the gradient of log p: exact, through the scan or any kernel."""
-        posterior, _, _ = expectations(model, self, prepared, belief, shape)
+        posterior, _, _ = expectations(model, self, prepared, belief, shape, counting=False)
         return Discrete(posterior)
 
     def smooth_pairs(
@@ -159,7 +159,7 @@ class Forward(Method):
             statistics = Statistics(
                 model.initial.statistics(posterior[0], data.u) if initial else None,
                 model.transition.statistics(counts, data.u) if transition else None,
-                model.emission.statistics(data.y, u, weights, data.observed) if emission else None,
+                model.emission.statistics(data.y, u, weights, data.present) if emission else None,
             )
         return Expected(log_prob, statistics)
 
@@ -200,6 +200,10 @@ def _fill_by_trial(model: Any, method: "Forward", constants: Constants, data: Se
     return filled
 
 
+EXPECTED = frozenset({"log_prob", "posterior", "counts"})
+"""What a kernel must keep to stand in for the backward pass."""
+
+
 def expectations(
     model: Any,
     method: Forward,
@@ -207,8 +211,9 @@ def expectations(
     belief: Any,
     shape: tuple[int, int],
     weights: Tensor | None = None,
+    counting: bool = True,
 ) -> tuple[Float[Tensor, "T B K"], Tree, Float[Tensor, "T B"]]:
-    r"""The E-step, by one backward pass.
+    r"""The E-step, by one backward pass: a kernel's where it has one, else back-propagation.
 
     Posterior p(z_t | y) = likelihood x d log p / d likelihood; expected counts of moves = table x d log p / d table.
 
@@ -219,6 +224,7 @@ def expectations(
         belief: the belief carried in, or None.
         shape: (T, B).
         weights: (B,) how many times each sequence counts in the posterior and the counts; None: once.
+        counting: False where the counts are not asked for; they may then be anything.
 
     Returns:
         The posterior (T, B, K), zero past each sequence's end; the expected counts, a tree like the tables;
@@ -228,6 +234,14 @@ def expectations(
         Eisner, "Inside-outside and forward-backward algorithms are just backprop", 2016.
     """
     likelihood = prepared.likelihoods
+    wanted = EXPECTED if counting else EXPECTED - {"counts"}
+    found = find_kernel(model, method)
+    if found and wanted <= found.keeps and likelihood.value.device.type in found.devices:
+        with torch.no_grad():
+            trace = found.run(model, method, prepared._replace(weights=weights), *shape, belief, wanted)
+        if trace is not None:
+            assert trace.posterior is not None and trace.log_prob is not None
+            return trace.posterior, trace.counts, trace.log_prob
     value = likelihood.value.detach().requires_grad_()
     tables = leaves(prepared.moves.tables)
     free = [x.detach().requires_grad_(x.is_floating_point()) for x in tables]  # an index has no count
@@ -241,8 +255,8 @@ def expectations(
         assert log_prob is not None
         possible = log_prob.isfinite()
         total = torch.where(possible, log_prob if weights is None else log_prob * weights, 0.0).sum()
-        wanted = [value, *(x for x in free if x.requires_grad)]
-        gradients = list(torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True))
+        leaf = [value, *(x for x in free if x.requires_grad)]
+        gradients = list(torch.autograd.grad(total, leaf, allow_unused=True, materialize_grads=True))
     posterior = value.detach() * gradients.pop(0)
     counts = [x.detach() * gradients.pop(0) if x.requires_grad else x for x in free]
     return posterior, replace_leaves(prepared.moves.tables, counts), log_prob.detach()
