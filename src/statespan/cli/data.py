@@ -53,7 +53,7 @@ class Question(NamedTuple):
     def picture(self) -> dict[str, Any]:
         """What every picture is told of the sequence that is drawn."""
         data = self.data
-        times = None if data.times is None else data.times[self.sequence].to_numpy()
+        times = None if data.times is None else data.times[self.sequence].rename(data.columns.time)
         return {"times": times, "columns": data.columns.names, "words": data.columns.words}
 
     def observed(self) -> Any:
@@ -106,8 +106,7 @@ def open_model(path: Path) -> tuple[Any, dict[str, Any]]:
     from statespan.files import load_with_extra
 
     model, extra = load_with_extra(path)
-    model.eval()
-    return model, extra
+    return model.eval().requires_grad_(False), extra
 
 
 def read_for(
@@ -185,13 +184,14 @@ def fit(
     fitting.save(made, out, extra)
     if stopped is not None:
         raise screen.Stopped(f"{stopped} are kept in {out}")
+    made.eval().requires_grad_(False)
     with located(given):
         summary.show(made, given)
     screen.console().print(f"\nmodel: {out}", markup=False, soft_wrap=True)
     if plot is not None:
         from statespan.plots import plot_model
 
-        axes = plot_model(made, given.values, columns=given.columns.names, words=given.columns.words)
+        axes = plot_model(made, given.y(made.emission.event), columns=given.columns.names, words=given.columns.words)
         screen.save_plot(axes, plot)
 
 
@@ -365,7 +365,7 @@ def forecast(
     data: DataFile,
     steps: Annotated[int, typer.Option(help="How many steps ahead.")] = 10,
     quantiles: Annotated[str, typer.Option(help="Which quantiles.")] = "0.05,0.25,0.5,0.75,0.95",
-    samples: Annotated[int, typer.Option(help="Futures drawn, for the quantiles.")] = 1000,
+    samples: Annotated[int, typer.Option(help="Futures drawn, for the quantiles.")] = 2000,
     seed: Seed = 0,
     columns: Columns = "",
     sequence: Sequence = None,

@@ -61,7 +61,7 @@ def _describe(model: Any, data: Data) -> tuple[list[str], list[list[Any]]]:
     header = ["state", "share", *(["stays"] if stays is not None else []), *emitted]
     rows: list[list[Any]] = []
     for k in range(min(len(share), MOST_STATES)):
-        stay = [] if stays is None else [f"{stays[k]:.3g} steps"]
+        stay = [] if stays is None else ["for good" if stays[k] > len(probs) else f"{stays[k]:.3g} steps"]
         rows.append([str(k), f"{100 * share[k]:.1f} %", *stay, *(column[k] for column in emitted.values())])
     if len(share) > MOST_STATES:
         rows.append([f"and {len(share) - MOST_STATES} more"] + [""] * (len(header) - 1))

@@ -14,6 +14,7 @@ from statespan.plots.style import (
     Across,
     Array,
     legend,
+    legend_above,
     named,
     new,
     no_sequence,
@@ -150,15 +151,7 @@ def plot_imputed(
             label="imputed",
         )
     across.dress(rows[-1])
-    rows[0].legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=2,
-        frameon=False,
-        fontsize="small",
-        labelcolor=QUIET,
-        borderpad=0.2,
-    )
+    legend_above(rows[0])
     return rows[0]
 
 
@@ -193,15 +186,7 @@ def _after(
         on.axvline(across.edges[tail], color=QUIET, linewidth=0.8, linestyle=(0, (2, 3)))
         on.grid(axis="y", color=HAIR, linewidth=0.8)
     across.dress(rows[-1])
-    rows[0].legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=2,
-        frameon=False,
-        fontsize="small",
-        labelcolor=QUIET,
-        borderpad=0.2,
-    )
+    legend_above(rows[0])
     return rows[0]
 
 

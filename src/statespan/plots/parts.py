@@ -27,6 +27,7 @@ from statespan.plots.style import (
 )
 
 LEAST_ARROW = 0.005
+BEND = 0.16
 MOST_SYMBOLS = 12
 """With more symbols than this only the likeliest are drawn."""
 POINTS = 400
@@ -100,11 +101,11 @@ def plot_emissions(
 
     Args:
         model: a model of finite states.
-        y: observations, (T,) or (T, C), for the histogram; NaN missing.
+        y: one sequence, (T,) or (T, C), or a list of them, for the histogram and the states' shares; NaN missing.
         axes: matplotlib axes for the first column; None makes new ones for every column.
         columns: what the columns are called.
         words: of a column of symbols, what they are called.
-        share: (K,) the states' shares; in the long run of the transition by custom.
+        share: (K,) the states' shares; by custom those in y, without y in the long run of the transition.
 
     Returns:
         The axes of the first column.
@@ -121,10 +122,10 @@ def plot_emissions(
     emission = model.emission
     if getattr(emission, "states", None) is None or getattr(emission, "lags", 0):
         raise StatespanError(f"{type(emission).__name__} is not of states alone; its emissions cannot be drawn")
-    weights = np.asarray(share) if share is not None else _shares(model)
+    weights = _shares(model, y) if share is None else np.asarray(share)
     dim = emission.event.dim or 1
     names = named(columns, dim)
-    values = None if y is None else table(y)
+    values = None if y is None else _pooled(y)
     rows = _side_by_side(min(dim, LINES)) if axes is None else [new(axes)]
     if emission.event.symbols is not None:
         with torch.no_grad():
@@ -148,7 +149,7 @@ def plot_model(
 
     Args:
         model: a state space.
-        y: observations, (T,) or (T, C), for the histogram.
+        y: one sequence, (T,) or (T, C), or a list of them, for the histogram and the states' shares.
         columns: what the columns are called.
         words: of a column of symbols, what they are called.
 
@@ -175,12 +176,13 @@ def plot_model(
     left = figure.add_subplot(grid[:, 0])
     rows = [plain(figure.add_subplot(grid[c, 1])) for c in range(dim)]
     plot_transitions(model, left)
-    names, values = named(columns, model.emission.event.dim or 1), None if y is None else table(y)
+    names, values = named(columns, model.emission.event.dim or 1), None if y is None else _pooled(y)
     if model.emission.event.symbols is not None:
         plot_emissions(model, y, rows[0], columns, words)
         return left
+    share = _shares(model, y)
     for c, on in enumerate(rows):
-        _densities(model.emission, c, _shares(model), None if values is None else values[:, c], on, names[c])
+        _densities(model.emission, c, share, None if values is None else values[:, c], on, names[c])
         on.set_ylabel("density")
     return left
 
@@ -202,14 +204,21 @@ def long_run(table: Array) -> Array:
     return np.full(len(table), 1 / len(table)) @ np.linalg.matrix_power(lazy, 1 << 16)
 
 
-def _shares(model: Any) -> Array:
-    """Of the states, in the long run where the transition is a matrix, else alike."""
+def _shares(model: Any, y: Any) -> Array:
+    """Of the states: in y, else in the long run where the transition is a matrix, else alike."""
     states = model.emission.states
-    try:
-        share = long_run(matrix(model))
-    except StatespanError:
-        return np.full(states, 1 / states)
-    return share if len(share) == states else np.full(states, 1 / states)
+    if y is not None:
+        probs = model.smooth(y).values["probs"]
+        return numbers(torch.cat(list(probs)) if isinstance(probs, list) else probs).reshape(-1, states).mean(0)
+    if isinstance(getattr(model.transition, "probs", None), torch.Tensor) and model.transition.states == states:
+        return long_run(matrix(model))
+    return np.full(states, 1 / states)
+
+
+def _pooled(y: Any) -> Array:
+    """One sequence, or all of a list together, (rows, C)."""
+    ragged = isinstance(y, (list, tuple)) and any(np.ndim(each) for each in y)
+    return np.concatenate([table(each) for each in y]) if ragged else table(y)
 
 
 def _sure(emission: Any) -> torch.Tensor:
@@ -223,9 +232,8 @@ def _side_by_side(count: int) -> list[Any]:
 
     across = min(count, 3)
     down = -(-count // across)
-    _, rows = plt.subplots(
-        down, across, figsize=(max(4.6, 2.9 * across), 2.8 * down), squeeze=False, layout="constrained"
-    )
+    size = (max(4.6, 2.9 * across), 2.8 * down)
+    _, rows = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
     for axes in rows.flat[count:]:
         axes.set_axis_off()
     return [plain(axes) for axes in rows.flat[:count]]
@@ -275,8 +283,8 @@ def _grid(emission: Any, c: int, seen: Array | None) -> tuple[Array, bool]:
     if bool(getattr(support, "is_discrete", False)):
         return np.arange(max(0, int(np.floor(low))), int(np.ceil(high)) + 1).astype(np.float64), True
     grid = np.linspace(low, high, POINTS)
-    inside = np.array(support.check(torch.as_tensor(grid)[:, None].expand(-1, emission.event.dim or 1)))
-    return grid[inside.reshape(len(grid), -1).all(1)], False
+    inside = support.check(torch.as_tensor(grid)[:, None].expand(-1, emission.event.dim or 1))
+    return grid[inside.reshape(len(grid), -1).all(1).numpy()], False
 
 
 def _symbols(probs: Array, weights: Array, values: Array | None, axes: Any, name: str, words: Any) -> None:
@@ -299,57 +307,52 @@ def _symbols(probs: Array, weights: Array, values: Array | None, axes: Any, name
 
 
 def _arrow(axes: Any, at: Array, radius: Array, i: int, j: int, p: float) -> None:
-    """From node i to node j, bent, so that the arrow back is another."""
-    from matplotlib.patches import FancyArrowPatch
-
-    bend = 0.22
+    """From node i to node j, bent, so that the arrow back is another; its number stands nearer to where it leaves."""
     way = at[j] - at[i]
     length = float(np.hypot(*way))
     unit, side = way / length, np.array([way[1], -way[0]]) / length
-    tilt = np.arctan(2 * bend)
-    leave = np.cos(tilt) * unit + np.sin(tilt) * side
-    arrive = np.cos(tilt) * unit - np.sin(tilt) * side
-    start, end = at[i] + (radius[i] + 0.02) * leave, at[j] - (radius[j] + 0.03) * arrive
-    width = 0.7 + 4.3 * p
-    arrow = FancyArrowPatch(
-        start,
-        end,
-        connectionstyle=f"arc3,rad={bend}",
-        arrowstyle=f"-|>,head_length={3 + width},head_width={1.6 + 0.8 * width}",
-        shrinkA=0,
-        shrinkB=0,
-        linewidth=width,
-        color=COLOURS[i],
-        alpha=0.8,
-        zorder=2,
-    )
-    axes.add_patch(arrow)
-    middle = 0.5 * (start + end) + (0.5 * bend + 0.09 / max(length, 1)) * length * side
-    _label(axes, middle, p)
+    tilt = np.arctan(2 * BEND)
+    start = at[i] + (radius[i] + 0.02) * (np.cos(tilt) * unit + np.sin(tilt) * side)
+    end = at[j] - (radius[j] + 0.03) * (np.cos(tilt) * unit - np.sin(tilt) * side)
+    middle = 0.5 * (start + end) + BEND * float(np.hypot(*(end - start))) * side
+    _draw_arrow(axes, [start, middle, middle, end], i, p)
+    _label(axes, _along([start, middle, middle, end], 0.36) + 0.09 * side, p)
 
 
 def _loop(axes: Any, at: Array, radius: float, i: int, p: float) -> None:
     """From a node to itself, outwards."""
-    from matplotlib.patches import FancyArrowPatch
-
     out = at / max(float(np.hypot(*at)), 1e-9)
     side = np.array([out[1], -out[0]])
-    start, end = (at + radius * (0.78 * out + sign * 0.62 * side) * 1.04 for sign in (1, -1))
-    width = 0.7 + 4.3 * p
-    arrow = FancyArrowPatch(
-        start,
-        end,
-        connectionstyle="arc3,rad=1.9",
-        arrowstyle=f"-|>,head_length={3 + width},head_width={1.6 + 0.8 * width}",
-        shrinkA=0,
-        shrinkB=0,
-        linewidth=width,
-        color=COLOURS[i],
-        alpha=0.8,
-        zorder=2,
+    start, end = (at + (radius + 0.02) * (0.88 * out + sign * 0.475 * side) for sign in (1, -1))
+    far, wide = at + (radius + 0.42) * out, 0.3 * side
+    _draw_arrow(axes, [start, far + wide, far - wide, end], i, p)
+    _label(axes, at + (radius + 0.44) * out, p)
+
+
+def _along(points: list[Array], t: float) -> Array:
+    """The point at t of a cubic Bezier curve."""
+    weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
+    return sum(w * p for w, p in zip(weights, points, strict=True))  # type: ignore[return-value]
+
+
+def _draw_arrow(axes: Any, points: list[Array], i: int, p: float) -> None:
+    """Along a cubic Bezier curve, as wide as the probability is large."""
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path
+
+    width = 0.7 + 3.0 * p
+    axes.add_patch(
+        FancyArrowPatch(
+            path=Path(np.stack(points), [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4]),
+            arrowstyle=f"-|>,head_length={4 + 1.1 * width},head_width={2 + 0.5 * width}",
+            linewidth=width,
+            color=COLOURS[i],
+            alpha=0.85,
+            capstyle="butt",
+            joinstyle="miter",
+            zorder=2,
+        )
     )
-    axes.add_patch(arrow)
-    _label(axes, at + (2.1 * radius + 0.16) * out, p)
 
 
 def _label(axes: Any, at: Array, p: float) -> None:

@@ -47,10 +47,12 @@ def plain(axes: Any) -> Any:
 
 
 def numbers(x: Tensor) -> Array:
+    """As NumPy has it."""
     return x.detach().double().cpu().numpy()
 
 
 def no_sequence(sequence: int, count: int) -> StatespanError:
+    """The error for a sequence that is not there."""
     return StatespanError(f"sequence={sequence}: there are {count}; choose one of 0..{count - 1}")
 
 
@@ -116,6 +118,7 @@ class Across(NamedTuple):
         """Steps 0..T-1, or the times given: numbers or dates."""
         if times is None:
             return cls(np.arange(count), np.arange(count + 1) - 0.5, False, "step")
+        label = getattr(times, "name", None) or "time"  # of a pandas index or column
         times = np.asarray(times)
         if len(times) != count:
             raise StatespanError(f"times has {len(times)} entries for {count} steps; give one for each")
@@ -127,7 +130,7 @@ class Across(NamedTuple):
         at = np.asarray(times, dtype=np.float64)
         half = np.diff(at) / 2 if count > 1 else np.array([0.5])
         edges = np.concatenate([[at[0] - half[0]], at[:-1] + half[: count - 1], [at[-1] + half[-1]]])
-        return cls(at, edges, dates, "" if dates else "time")
+        return cls(at, edges, dates, "" if dates else str(label))
 
     def dress(self, axes: Any) -> None:
         """Limits, ticks and label."""
@@ -230,6 +233,7 @@ def state_colours(probs: Array) -> Array:
 
 def tint(axes: Any, probs: Array, across: Across) -> None:
     """Colour the ground behind a series by the states' probabilities."""
+    limits = axes.get_ylim()
     axes.pcolormesh(
         across.edges,
         [0, 1],
@@ -238,6 +242,7 @@ def tint(axes: Any, probs: Array, across: Across) -> None:
         zorder=0,
         rasterized=True,
     )
+    axes.set_ylim(limits)
 
 
 def state_legend(axes: Any, states: int, names: Sequence[str] | None = None) -> None:
@@ -248,16 +253,21 @@ def state_legend(axes: Any, states: int, names: Sequence[str] | None = None) -> 
         Patch(color=COLOURS[k % len(COLOURS)], alpha=0.85, label=names[k] if names else f"state {k}")
         for k in range(states)
     ]
+    legend_above(axes, patches)
+
+
+def legend_above(axes: Any, handles: list[Any] | None = None) -> None:
+    """A legend in a row above the axes, of what has a label or of `handles`."""
     axes.legend(
-        handles=patches,
+        **({} if handles is None else {"handles": handles}),
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=min(states, BANDS),
+        ncols=BANDS,
         frameon=False,
         fontsize="small",
         labelcolor=QUIET,
         borderpad=0.2,
-        handlelength=1,
+        handlelength=1.2,
         handleheight=1,
         columnspacing=1.4,
     )
