@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+
+from laws import laws
 
 # ------------------------------------------------------------------------------------------ finite states
 
@@ -77,19 +78,14 @@ def finite(model: Any) -> Finite:
     if model.emission.event.symbols is not None:
         log_b = emission_probs(model).log()
         return Finite(initial, tables, lambda y, seen: log_b.T[y], log_b.shape[1])
-    mean, covariance = model.emission.mean, model.emission.covariance
+    each = laws(model.emission)
 
-    def log_normal(y: Tensor, seen: Tensor) -> Tensor:
-        rows = []
-        for row, there in zip(y, seen, strict=True):
-            if not bool(there.any()):
-                rows.append(torch.zeros(len(mean), dtype=mean.dtype))
-                continue
-            part = MultivariateNormal(mean[:, there], covariance[:, there][:, :, there])
-            rows.append(part.log_prob(row[there]))
-        return torch.stack(rows)
+    def log_density(y: Tensor, seen: Tensor) -> Tensor:
+        seen = seen if seen.dim() == y.dim() else seen[..., None].expand_as(y)
+        rows = zip(y.double().numpy(), seen.numpy(), strict=True)
+        return torch.tensor([[law.log(*row) for law in each] for row in rows], dtype=torch.float64)
 
-    return Finite(initial, tables, log_normal, None)
+    return Finite(initial, tables, log_density, None)
 
 
 class Enumerated(NamedTuple):

@@ -10,8 +10,9 @@ from statespan.belief import Gaussian as GaussianBelief
 from statespan.errors import StatespanError
 from statespan.families import hmm, linear_gaussian
 from statespan.files import load
-from statespan.fit import EM, LBFGS, SGD
+from statespan.fit import EM, LBFGS, SGD, VI, Chain
 from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
+from statespan.kernels import kalman as _kalman_kernel  # noqa: F401
 from statespan.kernels import recurrence as _recurrence_kernel  # noqa: F401
 from statespan.kernels import recurrent as _recurrent_kernels  # noqa: F401
 from statespan.ladder.rungs import LADDER, elman, gru, jordan, ladder, lstm
@@ -19,11 +20,24 @@ from statespan.method import Method, register, registered, run, scan
 from statespan.methods import Forward, Kalman, MaxProduct, ParticleFilter, Recurrent, method_for
 from statespan.model import StateSpace
 from statespan.part import Part
-from statespan.parts.emissions import Categorical, Gaussian
-from statespan.parts.finite import Dense
+from statespan.parts.emissions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Exponential,
+    Gamma,
+    Gaussian,
+    LogNormal,
+    Multinomial,
+    NegativeBinomial,
+    Poisson,
+    VonMises,
+)
+from statespan.parts.finite import Dense, banded, left_to_right
 from statespan.parts.gaussian_initial import DiffuseStart, NormalStart, StationaryStart
-from statespan.parts.initial import Start
+from statespan.parts.initial import Start, Stationary
 from statespan.parts.linear import Linear, Modulated, Scheduled
+from statespan.parts.sparse import Sparse
 from statespan.sequences import Sequences
 from statespan.tree import Shared, detach
 from statespan.verbs import Stream
@@ -34,44 +48,59 @@ __all__ = [
     "LADDER",
     "LBFGS",
     "SGD",
+    "VI",
+    "Bernoulli",
     "Best",
+    "Beta",
     "Categorical",
+    "Chain",
     "Dense",
     "Diffuse",
     "DiffuseStart",
     "Discrete",
+    "Exponential",
     "Forecast",
     "Forward",
+    "Gamma",
     "Gaussian",
     "GaussianBelief",
     "Hidden",
     "Kalman",
     "Linear",
+    "LogNormal",
     "MaxProduct",
     "Method",
     "Modulated",
+    "Multinomial",
+    "NegativeBinomial",
     "NormalStart",
     "Part",
     "ParticleFilter",
     "Particles",
     "Point",
+    "Poisson",
     "Posterior",
     "Recurrent",
     "Scheduled",
     "Sequences",
     "Shared",
+    "Sparse",
     "Start",
     "StateSpace",
     "StatespanError",
+    "Stationary",
     "StationaryStart",
     "Stream",
+    "VonMises",
     "__version__",
+    "banded",
     "detach",
     "elman",
     "gru",
     "hmm",
     "jordan",
     "ladder",
+    "left_to_right",
     "linear_gaussian",
     "load",
     "lstm",

@@ -56,6 +56,15 @@ FACTORIES: dict[str, Callable[[], Any]] = {
     "hmm/gaussian-diagonal": hmm(scattered("diagonal")),
     "hmm/gaussian-spherical": hmm(scattered("spherical")),
     "hmm/gaussian-tied": hmm(scattered("tied")),
+    "hmm/poisson": hmm(lambda: ss.Poisson(rate=[[0.5, 3.0], [2.0, 6.0], [8.0, 1.0]])),
+    "hmm/bernoulli": hmm(lambda: scatter(ss.Bernoulli(2, WIDTH))),
+    "hmm/multinomial": hmm(lambda: scatter(ss.Multinomial(3, WIDTH, trials=4))),
+    "hmm/negative-binomial": hmm(lambda: scatter(ss.NegativeBinomial(2, WIDTH))),
+    "hmm/exponential": hmm(lambda: scatter(ss.Exponential(2, WIDTH))),
+    "hmm/gamma": hmm(lambda: scatter(ss.Gamma(2, WIDTH))),
+    "hmm/log-normal": hmm(lambda: scatter(ss.LogNormal(2, WIDTH))),
+    "hmm/beta": hmm(lambda: scatter(ss.Beta(2, WIDTH))),
+    "hmm/von-mises": hmm(lambda: scatter(ss.VonMises(2, WIDTH))),
     "linear-gaussian": linear,
     "particles/linear-gaussian": linear,
     "particles/hmm": hmm(lambda: ss.Categorical(SYMBOLS)),
@@ -100,6 +109,12 @@ def case(name: str) -> Case:
     method = METHODS[name]() if name in METHODS else ss.method_for(model)
     return Case(name, model, method)
 
+
+ANYWHERE = frozenset(n for n in FACTORIES if "gaussian" in n)
+"""Those whose vectors may lie anywhere, with tails no lighter than a normal's."""
+
+ROUND = frozenset({"hmm/von-mises"})
+"""Those whose means are directions: tests/parts/test_emissions.py has theirs."""
 
 _ALL = {name: case(name) for name in FACTORIES}
 ANY = list(FACTORIES)

@@ -63,9 +63,9 @@ def prepare_likelihood(model: Any, constants: Constants, data: Sequences) -> Lik
         value = constants.initial.new_ones(*data.shape, states)
         log_scale = value.new_zeros(data.shape, dtype=torch.float64)
     elif excluded is None and data.powers is None:
-        value, log_scale = model.emission.likelihood(data.y, u, data.observed, constants.emission)
+        value, log_scale = model.emission.likelihood(data.y, u, data.present, constants.emission)
     else:
-        log = model.emission.log_likelihood(data.y, u, data.observed, constants.emission)
+        log = model.emission.log_likelihood(data.y, u, data.present, constants.emission)
         if data.powers is not None:
             # Without a density there is nothing to raise to a power: 0 times minus infinity is a NaN.
             log = torch.where(data.powers[..., None] > 0, log * data.powers[..., None], 0.0)

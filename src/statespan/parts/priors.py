@@ -38,3 +38,37 @@ def log_dirichlet(probs: Tensor, extra: Tensor) -> Tensor:
         return probs.new_zeros(())
     possible = probs > 0
     return (extra * torch.where(possible, probs, 1.0).log()).sum()
+
+
+def plain(concentration: Any) -> Any:
+    """A concentration as a number or lists of numbers, which a recipe can say."""
+    return concentration if isinstance(concentration, (int, float)) else torch.as_tensor(concentration).tolist()
+
+
+def gamma(prior: Any, name: str) -> tuple[float, float]:
+    """Check shape a and rate b of a Gamma prior on a rate; (1, 0) is no prior."""
+    a, b = (float(x) for x in prior)
+    if not (a >= 1 and b >= 0):
+        raise StatespanError(f"{name}: Gamma({a:g}, {b:g}) has no mode above 0; use a of 1 or more and b of 0 or more")
+    return a, b
+
+
+def log_gamma(rate: Tensor, prior: tuple[float, float]) -> Tensor:
+    """Sum of (a - 1) log rate - b rate."""
+    a, b = prior
+    return ((a - 1) * rate.log() - b * rate).sum() if prior != (1.0, 0.0) else rate.new_zeros(())
+
+
+def beta(prior: Any, name: str) -> tuple[float, float]:
+    """Check a and b of a Beta prior on a probability; (1, 1) is no prior."""
+    a, b = (float(x) for x in prior)
+    if not (a >= 1 and b >= 1):
+        raise StatespanError(f"{name}: Beta({a:g}, {b:g}) has no mode between 0 and 1; use 1 (no prior) or more")
+    return a, b
+
+
+def log_beta(logits: Tensor, prior: tuple[float, float]) -> Tensor:
+    """Sum of (a - 1) log p + (b - 1) log(1 - p)."""
+    a, b = prior
+    softplus = torch.nn.functional.softplus
+    return -((a - 1) * softplus(-logits) + (b - 1) * softplus(logits)).sum()

@@ -77,7 +77,7 @@ def spread_out(points: Tensor, states: int) -> tuple[Tensor, Tensor]:
 
 
 def first_weights(y: Tensor, observed: Tensor | None, states: int) -> Tensor:
-    """State weights (T, B, K) to start EM from: most of each row on the nearest of K rows far apart; zero if missing."""
+    """Weights (T, B, K) to start EM from: most of each row on the nearest of K rows far apart; zero if missing."""
     rows = y.reshape(-1, y.shape[-1])
     there = torch.ones_like(rows, dtype=torch.bool)
     if observed is not None:
