@@ -1,5 +1,6 @@
 """Models people know by name."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from statespan.model import StateSpace
 from statespan.part import seeded
 from statespan.parts.emissions import stochastic
 from statespan.parts.finite import Dense
-from statespan.parts.initial import Start
+from statespan.parts.initial import Leading, Start
+from statespan.parts.rows import as_fixed, held_entries
 
 __all__ = ["hmm", "linear_gaussian"]
 
@@ -32,8 +34,10 @@ def hmm(
     Args:
         states: K; needed unless the emission or a given table says it.
         emission: an emission part, such as `Categorical(symbols)` or `Gaussian(dim)`.
-        initial: (K,) probabilities, or an initial part.
-        transition: (K, K) probabilities, `transition[i, j]` is p(next = j | now = i), or a transition part.
+        initial: (K,) probabilities to start from, or an initial part. With NaN (or None) in it, the numbers are held
+            and only the NaN entries are learnt.
+        transition: (K, K) probabilities, `transition[i, j]` is p(next = j | now = i), or a transition part. A zero
+            stays; with NaN (or None) in it, the numbers are held and only the NaN entries are learnt.
         dtype: float64 unless you say otherwise.
         device: where the parameters lie.
         seed: makes the random start repeatable.
@@ -52,36 +56,66 @@ def hmm(
     """
     if emission is None:
         raise StatespanError("hmm needs an emission, such as ss.Categorical(symbols=10) or ss.Gaussian(dim=2)")
-    given_initial = stochastic(initial, "hmm(initial=)", 1) if _is_table(initial) else None
-    given_transition = stochastic(transition, "hmm(transition=)", 2) if _is_table(transition) else None
+    given_initial, given_transition = None, None
+    if _is_table(initial):
+        initial, given_initial = _held_or_given(initial, "hmm(initial=)", 1, Start)
+    if _is_table(transition):
+        transition, given_transition = _held_or_given(transition, "hmm(transition=)", 2, Dense)
     sizes = {
         "states=": states,
         "emission": getattr(emission, "states", None),
-        "initial": getattr(initial, "states", None) if given_initial is None else len(given_initial),
-        "transition": getattr(transition, "states", None) if given_transition is None else len(given_transition),
+        "initial": len(given_initial) if given_initial is not None else getattr(initial, "states", None),
+        "transition": len(given_transition) if given_transition is not None else _public_states(transition),
     }
+    if getattr(transition, "owners", None) is not None and sizes["initial"] == transition.states:
+        sizes.pop("initial")
     known = {name: size for name, size in sizes.items() if size is not None}
     if len(set(known.values())) > 1:
         raise StatespanError(f"hmm: the number of states differs: {', '.join(f'{n} {k}' for n, k in known.items())}")
-    if given_transition is not None and given_transition.shape[0] != given_transition.shape[1]:
-        raise StatespanError(f"hmm(transition=) is {tuple(given_transition.shape)}; it must be square")
     if not known and (initial is None or transition is None):
         raise StatespanError("hmm needs states=K, the number of hidden states")
     k = next(iter(known.values()), 0)
     if known and k < 1:
         raise StatespanError(f"hmm: states={k}; use at least one")
     with seeded(seed):
-        model = StateSpace(
-            Start(k) if initial is None or given_initial is not None else initial,
-            Dense(k) if transition is None or given_transition is not None else transition,
-            emission.sized(k) if hasattr(emission, "sized") else emission,
-        )
+        start = _sized(Start(k) if initial is None else initial, k)
+        move = _sized(Dense(k) if transition is None else transition, k)
+        model = StateSpace(_start_of(start, move), move, _sized(emission, k))
     model = model.to(device=device, dtype=dtype or torch.float64)
     if given_initial is not None:
-        model.initial.set_probs(given_initial)
+        start.set_probs(given_initial)
     if given_transition is not None:
-        model.transition.set_probs(given_transition)
+        move.set_probs(given_transition)
     return model
+
+
+def _held_or_given(table: Any, name: str, rank: int, part: Callable[..., Any]) -> tuple[Any, Any]:
+    """A part that holds the numbers of a table with NaN; or None and the table, for the part to start from."""
+    numbers = as_fixed(table)
+    if numbers.dim() == 2 and numbers.shape[0] != numbers.shape[1]:
+        raise StatespanError(f"{name} is {tuple(numbers.shape)}; it must be square")
+    if numbers.dim() == rank and bool(numbers.isnan().any()):
+        return part(len(numbers), fixed=held_entries(numbers, tuple(numbers.shape), name)), None
+    return None, stochastic(table, name, rank)
+
+
+def _public_states(transition: Any) -> int | None:
+    """How many states a transition tells apart, if it knows."""
+    return None if getattr(transition, "states", None) is None else transition.public_states
+
+
+def _sized(part: Any, states: int) -> Any:
+    """The part for so many states, if it can be told."""
+    return part.sized(states) if hasattr(part, "sized") else part
+
+
+def _start_of(initial: Any, transition: Any) -> Any:
+    """The start as the transition needs it: its own stationary law, or over the chain's first states."""
+    if hasattr(initial, "following"):
+        return initial.following(transition)
+    if transition.owners is not None and initial.states != transition.states:
+        return Leading(initial, transition.states)
+    return initial
 
 
 def _is_table(x: Any) -> bool:

@@ -10,54 +10,110 @@ from torch.distributions import Categorical as CategoricalDistribution
 from statespan.errors import StatespanError
 from statespan.kernels.gated import gated_push
 from statespan.part import FiniteTransition, Generative, MatrixTransition, Part
-from statespan.parts.priors import dirichlet, log_dirichlet
+from statespan.parts.priors import dirichlet, log_dirichlet, plain
+from statespan.parts.rows import Ties, as_fixed, as_lists, held_entries, shared_softmax, shares
 from statespan.shapes import Float
 from statespan.tree import Shared, Tree
 
 
 class Dense(Part, MatrixTransition, Generative):
-    r"""A free stochastic matrix: p(z_t = j | z_{t-1} = i) = softmax(logits_i)_j.
+    r"""A stochastic matrix, free but for what is held: p(z_t = j | z_{t-1} = i) = softmax(logits_i)_j.
 
     Args:
-        states: K.
+        states: K; None leaves it to `ss.hmm`.
         concentration: alpha of a Dirichlet prior on each row, one number or (K, K), 1 or more: alpha - 1 is added to
             the expected counts.
         sticky: added to the concentration of staying, so that states last longer.
+        fixed: (K, K), entries that are held: a number stays what it is, zero too; NaN or None is learnt. The free
+            entries of a row share what the held ones leave.
+        ties: (K,) integers, rows with one label are equal; or (K, K), entries with one label are equal wherever they
+            stand (blocks, one probability of staying for all), -1 for none.
+        reach: (below, above), how far down and up a state may move; what lies further is held at zero.
+
+    Raises:
+        StatespanError: a row held above one, a held entry tied to a free one, ties that no stochastic matrix has.
 
     Source:
-        Rabiner, "A tutorial on hidden Markov models", Proc. IEEE 1989, section II; equation 10 of Buys, Bisk and
-        Choi, "Bridging HMMs and RNNs", where the rows of W are softmaxed; sticky: Fox et al. 2011.
+        Rabiner, "A tutorial on hidden Markov models", Proc. IEEE 1989, sections II and IV.C (left-right models);
+        equation 10 of Buys, Bisk and Choi, "Bridging HMMs and RNNs", where the rows of W are softmaxed; sticky: Fox et
+        al. 2011.
 
     Example:
-        >>> Dense(3).probs.shape
-        torch.Size([3, 3])
+        >>> nan = float("nan")
+        >>> Dense(3, fixed=[[nan, nan, 0], [0, nan, 0.1], [0, 0, 1]]).probs[2].tolist()
+        [0.0, 0.0, 1.0]
     """
 
     fed = False
 
-    def __init__(self, states: int, concentration: Any = 1.0, sticky: float = 0.0):
+    def __init__(
+        self,
+        states: int | None = None,
+        concentration: Any = 1.0,
+        sticky: float = 0.0,
+        fixed: Any = None,
+        ties: Any = None,
+        reach: tuple[int, int] | list[int] | None = None,
+    ):
         super().__init__()
-        self.states = states
-        self.logits = nn.Parameter(torch.randn(states, states))
-        alpha = dirichlet(concentration, (states, states), "Dense(concentration=)")
         if sticky < 0:
             raise StatespanError(f"Dense(sticky={sticky}): use 0 or more")
+        states = len(fixed) if states is None and fixed is not None else states
+        states = len(ties) if states is None and ties is not None else states
+        self.states: Any = states
+        self.fixed: Tensor | None = None
+        self.ties: Ties | None = None
+        self.reach = None if reach is None else list(reach)
+        self.concentration, self.sticky = plain(concentration), sticky
+        if states is None:
+            dirichlet(concentration, (None, None), "Dense(concentration=)")
+            return
+        alpha = dirichlet(concentration, (states, states), "Dense(concentration=)")
         self.extra = alpha - 1 + sticky * torch.eye(states, dtype=torch.float64) if sticky else alpha - 1
         """What the prior adds to the expected counts, (K, K)."""
+        if fixed is not None or reach is not None:
+            self.fixed = _within(fixed, reach, states)
+        if ties is not None:
+            self.ties = Ties(ties, states, self.fixed, "Dense(ties=)")
+        self.logits = nn.Parameter(torch.randn(states, states) if self.ties is None else torch.randn(self.ties.size))
+
+    def recipe(self) -> tuple[tuple, dict[str, Any]]:
+        """The size, the prior, and what is held or tied as lists."""
+        more: dict[str, Any] = {"concentration": self.concentration, "sticky": self.sticky}
+        if self.states is None:
+            more["reach"] = self.reach
+        if self.fixed is not None:
+            more["fixed"] = as_lists(self.fixed)
+        if self.ties is not None:
+            more["ties"] = self.ties.labels.tolist()
+        return (self.states,), more
+
+    def sized(self, states: int) -> "Dense":
+        """The same transition for K states, if it has none yet."""
+        if self.states is not None:
+            return self
+        return Dense(states, self.concentration, self.sticky, reach=self.reach)
 
     @property
     def probs(self) -> Tensor:
         """A, (K, K): `probs[i, j]` is p(next = j | now = i)."""
-        return self.logits.softmax(-1)
+        return shared_softmax(self.logits, self.fixed) if self.ties is None else self.ties.probs(self.logits)
 
     def forward(self, z: Tensor, u: Tree = None) -> CategoricalDistribution:
         """The distribution of z_t given z_{t-1} = z."""
-        return CategoricalDistribution(logits=self.logits.log_softmax(-1)[z], validate_args=False)
+        if self.fixed is None and self.ties is None:
+            return CategoricalDistribution(logits=self.logits.log_softmax(-1)[z], validate_args=False)
+        return CategoricalDistribution(probs=self.probs[z], validate_args=False)
 
     @torch.no_grad()
     def set_probs(self, probs: Tensor) -> None:
-        """Make `probs` (K, K) the matrix."""
-        self.logits.copy_(probs.log())
+        """Make `probs` (K, K) the matrix; what is held stays, and tied entries take their mean."""
+        if self.ties is not None:
+            self.logits.copy_(self.ties.weights(probs.to(self.logits), torch.zeros_like(self.logits)))
+        elif self.fixed is None:
+            self.logits.copy_(probs.log())
+        else:
+            self.logits.copy_(torch.where(self.fixed.isnan().to(probs.device), probs.log(), 0.0))
 
     def log_prior(self) -> Tensor:
         """The Dirichlet's sum of (alpha - 1) log A."""
@@ -66,10 +122,63 @@ class Dense(Part, MatrixTransition, Generative):
     @torch.no_grad()
     def maximize(self, counts: Tensor) -> None:
         """Closed-form M-step from expected counts (K, K); a state never left keeps its row, a zero stays."""
-        old = self.probs
-        counts = torch.where(old > 0, counts + self.extra.to(counts), 0.0)
-        total = counts.sum(-1, keepdim=True)
-        self.set_probs(torch.where(total > 0, counts / total.clamp_min(1e-300), old))
+        counts = counts + self.extra.to(counts)
+        if self.ties is not None:
+            self.logits.copy_(self.ties.weights(counts, self.logits))
+        else:
+            self.set_probs(shares(counts, self.probs, self.fixed))
+
+
+def left_to_right(states: int | None = None, skip: int = 1, concentration: Any = 1.0, sticky: float = 0.0) -> Dense:
+    """A chain that never goes back: from state i to i, ..., i + skip; the last one stays.
+
+    With `ss.hmm(initial=[1, 0, ...])` it starts at the first.
+
+    Args:
+        states: K; None leaves it to `ss.hmm`.
+        skip: how far it may go in one step.
+        concentration: of the Dirichlet prior of `Dense`.
+        sticky: of that prior.
+
+    Source:
+        Rabiner 1989, section IV.C, equations 48 and 49 (the Bakis model).
+
+    Example:
+        >>> (left_to_right(3).probs > 0).int().tolist()
+        [[1, 1, 0], [0, 1, 1], [0, 0, 1]]
+    """
+    if skip < 1:
+        raise StatespanError(f"left_to_right(skip={skip}): use at least 1, or no state is ever left")
+    return Dense(states, concentration, sticky, reach=(0, skip))
+
+
+def banded(states: int | None = None, width: int = 1, concentration: Any = 1.0, sticky: float = 0.0) -> Dense:
+    """A chain that moves at most `width` states up or down.
+
+    Args:
+        states: K; None leaves it to `ss.hmm`.
+        width: the greatest distance of a move.
+        concentration: of the Dirichlet prior of `Dense`.
+        sticky: of that prior.
+
+    Example:
+        >>> (banded(3).probs > 0).int().tolist()
+        [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
+    """
+    if width < 0:
+        raise StatespanError(f"banded(width={width}): use 0 or more")
+    return Dense(states, concentration, sticky, reach=(width, width))
+
+
+def _within(fixed: Any, reach: tuple[int, int] | list[int] | None, states: int) -> Tensor:
+    """What is held, (K, K), NaN where free: that given, and zeros out of reach."""
+    shape = (states, states)
+    held = torch.full(shape, torch.nan, dtype=torch.float64) if fixed is None else as_fixed(fixed)
+    if reach is not None and held.shape == shape:
+        below, above = reach
+        step = torch.arange(states) - torch.arange(states)[:, None]
+        held = torch.where((step < -below) | (step > above), 0.0, held)
+    return held_entries(held, shape, "Dense(fixed=)")
 
 
 class FedTransition(Part, FiniteTransition):
