@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 
 from statespan.belief import Diffuse, Gaussian
 from statespan.errors import StatespanError
-from statespan.method import Expected, Method, Prepared, Statistics, closed_parts, run
+from statespan.method import Expected, Method, Prepared, Statistics, closed_parts, find_kernel, run
 from statespan.part import Affine, GaussianInitial, LinearPart
 from statespan.parts.linear import apply, factor, lower
 from statespan.sequences import Sequences
@@ -126,11 +126,18 @@ class Kalman(Method):
     An observation wider than the state is compressed to the state's width by one QR of R^(-1/2) C, for all t at once.
     From a diffuse start the flat directions are carried beside the covariance until observations have settled them.
 
+    Args:
+        steady: where nothing changes in time, the gain is taken as settled once a step changes the covariance's root by
+            less than this share of its largest entry (by the kernel; the scan goes on); 0: never.
+
     Source:
         Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, sections 6.3, 8.4, 12.2 and 12.4; de Jong 1991.
     """
 
     accepts = (GaussianInitial, LinearPart, LinearPart)
+
+    def __init__(self, steady: float = 1e-14):
+        self.steady = steady
 
     def exact(self, model: Any) -> bool:
         """Always."""
@@ -205,6 +212,13 @@ class Kalman(Method):
         """
         ones = prepared.likelihoods.y.new_ones(shape, dtype=torch.bool)
         blank = Sequences(observed=ones, lengths=prepared.lengths)
+        found = find_kernel(model, self)
+        if found and "smoothed" in found.keeps:
+            trace = run(model, self, blank, belief, ("smoothed", "pairs", "log_prob"), prepared=prepared)
+            if trace.smoothed is not None:
+                assert trace.log_prob is not None
+                assert trace.pairs is not None
+                return Hindsight(trace.smoothed, trace.pairs, trace.log_prob)
         trace = run(model, self, blank, belief, ("filtered", "log_prob"), prepared=prepared)
         filtered, log_prob = trace.filtered, trace.log_prob
         assert log_prob is not None
@@ -310,17 +324,19 @@ def _moves_after(moves: Affine) -> Affine:
 def observation(emission: Affine, data: Sequences) -> Observation:
     """Residuals, matrices and noise of all steps, without gaps, no wider than the state."""
     outputs = emission.matrix.shape[-2]
+    matrix, scale, there = emission.matrix, emission.scale, data.observed
     if data.y is None:
         y = emission.offset.new_zeros(*data.shape, outputs)
-        there: Tensor | None = torch.zeros_like(y, dtype=torch.bool)
-    else:
-        y, there = data.y, data.present
-    matrix, scale = emission.matrix, emission.scale
-    if there is None:
+        there = y.new_zeros(data.shape, dtype=torch.bool)
+    else:  # past its end a sequence may be anything, but finite
+        y = data.y if data.lengths is None else torch.where(data.within[..., None], data.y, 0.0)
+    if there is None or bool(there.all()):
         residual = y - emission.offset
         count: Tree = Shared(torch.tensor(-0.5 * outputs * math.log(2 * math.pi), dtype=torch.float64, device=y.device))
     else:
-        there = there[..., None].expand_as(y) if there.dim() == 2 else there
+        if bool((there == there[:, :1]).all()):
+            there = there[:, :1]  # the same gaps in every sequence: kept once
+        there = (there[..., None] if there.dim() == 2 else there).expand(*there.shape[:2], outputs)
         residual = torch.where(there, y - emission.offset, 0.0)
         matrix = torch.where(there[..., None], matrix, 0.0)
         # The rows that are there keep their noise; each of the others gets one of its own.
