@@ -1,6 +1,7 @@
 """The drop-in against hmmlearn itself: same parameters, same answers; same start, same fit, iteration by iteration."""
 
 import copy
+import inspect
 import logging
 import pickle
 
@@ -13,13 +14,13 @@ import statespan as ss
 
 hmmlearn = pytest.importorskip("hmmlearn")
 
-from hmmlearn import base as their_base
-from hmmlearn import hmm as their_hmm
-from hmmlearn import vhmm as their_vhmm
-from sklearn.base import clone
+from hmmlearn import base as their_base  # noqa: E402
+from hmmlearn import hmm as their_hmm  # noqa: E402
+from hmmlearn import vhmm as their_vhmm  # noqa: E402
+from sklearn.base import clone  # noqa: E402
 
-from statespan.compat import hmmlearn as ours
-from statespan.compat.hmmlearn import base as our_base
+from statespan.compat import hmmlearn as ours  # noqa: E402
+from statespan.compat.hmmlearn import base as our_base  # noqa: E402
 
 LENGTHS = [30, 5, 17, 1, 48]
 TYPES = ["spherical", "diag", "full", "tied"]
@@ -35,7 +36,20 @@ def symbols(seed=0):
     return np.random.RandomState(seed).randint(0, 5, (101, 1))
 
 
+def counts(seed=0):
+    rng = np.random.RandomState(seed)
+    return np.concatenate([rng.poisson([1.0, 4, 2], (50, 3)), rng.poisson([6.0, 1, 2], (51, 3))])
+
+
+def trials(seed=0):
+    rng = np.random.RandomState(seed)
+    return np.concatenate([rng.multinomial(6, [0.5, 0.3, 0.2], 50), rng.multinomial(6, [0.1, 0.2, 0.7], 51)])
+
+
 CASES = {
+    **{f"GMMHMM-{t}": ("GMMHMM", {"covariance_type": t, "n_mix": 2}, vectors) for t in TYPES},
+    "PoissonHMM": ("PoissonHMM", {}, counts),
+    "MultinomialHMM": ("MultinomialHMM", {}, trials),
     **{f"GaussianHMM-{t}": ("GaussianHMM", {"covariance_type": t}, vectors) for t in TYPES},
     **{f"VariationalGaussianHMM-{t}": ("VariationalGaussianHMM", {"covariance_type": t}, vectors) for t in TYPES},
     "CategoricalHMM": ("CategoricalHMM", {}, symbols),
@@ -106,7 +120,8 @@ def test_same_answers(case):
 def test_same_sample_of_a_seed(case):
     theirs, _, X = pair(case, n_iter=3)
     theirs.fit(X, LENGTHS)
-    for seen, expected in zip(ours.drop_in(theirs).sample(60, random_state=5), theirs.sample(60, random_state=5)):
+    drawn = ours.drop_in(theirs).sample(60, random_state=5)
+    for seen, expected in zip(drawn, theirs.sample(60, random_state=5), strict=True):
         np.testing.assert_array_equal(seen, expected)
     X, Z = ours.drop_in(theirs).sample(4, random_state=5, currstate=2)
     assert Z[0] == 2 and X.shape[0] == 4
@@ -342,8 +357,6 @@ def test_same_signature_and_defaults(case):
     theirs, mine, _ = pair(case)
     assert mine.get_params() == theirs.get_params()
     cls, other = type(mine), type(theirs)
-    import inspect
-
     assert list(inspect.signature(cls).parameters) == list(inspect.signature(other).parameters)
     assert cls().get_params() == other().get_params()
     assert cls().monitor_.n_iter == other().monitor_.n_iter

@@ -2,12 +2,15 @@
 
 from statespan.compat.hmmlearn import base, hmm, utils, vhmm
 from statespan.compat.hmmlearn._convert import drop_in, from_hmmlearn
-from statespan.compat.hmmlearn.hmm import CategoricalHMM, GaussianHMM
+from statespan.compat.hmmlearn.hmm import GMMHMM, CategoricalHMM, GaussianHMM, MultinomialHMM, PoissonHMM
 from statespan.compat.hmmlearn.vhmm import VariationalCategoricalHMM, VariationalGaussianHMM
 
 __all__ = [
+    "GMMHMM",
     "CategoricalHMM",
     "GaussianHMM",
+    "MultinomialHMM",
+    "PoissonHMM",
     "VariationalCategoricalHMM",
     "VariationalGaussianHMM",
     "base",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from statespan.compat.hmmlearn.hmm import CategoricalHMM, GaussianHMM
+from statespan.compat.hmmlearn.hmm import GMMHMM, CategoricalHMM, GaussianHMM, MultinomialHMM, PoissonHMM
 from statespan.compat.hmmlearn.vhmm import VariationalCategoricalHMM, VariationalGaussianHMM
 from statespan.errors import StatespanError
 from statespan.model import StateSpace
@@ -10,7 +10,7 @@ from statespan.model import StateSpace
 MODELS = {
     cls.__name__: cls
     for cls in (
-        *(CategoricalHMM, GaussianHMM),
+        *(CategoricalHMM, GaussianHMM, GMMHMM, MultinomialHMM, PoissonHMM),
         *(VariationalCategoricalHMM, VariationalGaussianHMM),
     )
 }

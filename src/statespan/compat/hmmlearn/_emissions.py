@@ -26,13 +26,8 @@ class CategoricalEmission(_AbstractHMM):
     emissionprob_: Any
 
     def _check_and_set_n_features(self, X: np.ndarray) -> None:
-        there = ~np.isnan(X)
-        # Whole numbers stored as floats are refused as in hmmlearn, unless it is NaN that makes them floats.
-        if not np.issubdtype(X.dtype, np.integer) and (there.all() or (X[there] != np.rint(X[there])).any()):
-            raise StatespanError("Symbols should be integers; NaN is missing")
-        if X[there].min(initial=0) < 0:
-            raise StatespanError("Symbols should be nonnegative")
-        largest = int(X[there].max(initial=0))
+        whole_numbers(X, "Symbols")
+        largest = int(X[~np.isnan(X)].max(initial=0))
         if self.n_features is None:
             self.n_features = largest + 1
         elif largest >= self.n_features:
@@ -93,6 +88,18 @@ class GaussianEmission(_AbstractHMM):
 
     def _generate_sample_from_state(self, state: int, random_state: Any) -> np.ndarray:
         return random_state.multivariate_normal(self.means_[state], self.covars_[state])
+
+
+def whole_numbers(X: np.ndarray, what: str) -> None:
+    """Refuse what is no integer or negative; NaN is missing.
+
+    Whole numbers stored as floats are refused too, as in hmmlearn, unless it is NaN that makes them floats.
+    """
+    there = ~np.isnan(X)
+    if not np.issubdtype(X.dtype, np.integer) and (there.all() or (X[there] != np.rint(X[there])).any()):
+        raise StatespanError(f"{what} should be nonnegative integers; NaN is missing")
+    if X[there].min(initial=0) < 0:
+        raise StatespanError(f"{what} should be nonnegative integers")
 
 
 def numbers(X: np.ndarray) -> tuple[Tensor, Tensor | None]:

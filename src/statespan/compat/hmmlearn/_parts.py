@@ -130,3 +130,53 @@ class Tilted(Part, FiniteEmission):
     def maximize(self, stats: Tree) -> None:
         """The emission's."""
         self.emission.maximize(stats)
+
+
+class Mixture(Part, FiniteEmission):
+    r"""Several normal distributions in each state: p(y | k) = sum over m of weights_km N(y; mean_km, covariance_km).
+
+    Args:
+        emission: the normal distributions, those of state 0 first: a `Gaussian` of K M states.
+        weights: (K, M), rows sum to one.
+    """
+
+    def __init__(self, emission: Any, weights: Tensor):
+        super().__init__()
+        self.emission, self.weights = emission, weights
+        self.states, self.event = len(weights), emission.event
+
+    def constants(self) -> Tree:
+        """Those of the normal distributions."""
+        return self.emission.constants()
+
+    def _joint(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tree) -> Tensor:
+        """Log p(y, m | k), (T, B, K, M)."""
+        log = self.emission.log_likelihood(y, u, observed, constants)
+        return log.unflatten(-1, self.weights.shape) + self.weights.log()
+
+    def log_likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tree) -> Tensor:
+        """Log p(y | k), (T, B, K)."""
+        return self._joint(y, u, observed, constants).logsumexp(-1)
+
+    def _shares(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
+        """State weights (T, B, K) as those of states and components, (T, B, K M)."""
+        joint = self._joint(y, u, observed, self.constants())
+        share = joint.softmax(-1)
+        share = torch.where(joint.amax(-1, keepdim=True).isfinite(), share, self.weights)
+        return (weights[..., None] * share).flatten(-2)
+
+    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
+        """A mixture of all of them."""
+        return self.emission.mixture((probs[..., None] * self.weights).flatten(-2), u, constants)
+
+    def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
+        """The mean, given what is there of each row."""
+        return self.emission.fill(y, u, observed, self._shares(y, u, observed, weights))
+
+    @torch.no_grad()
+    def statistics(self, y: Tensor, u: Tree, weights: Tensor, observed: Tensor | None) -> Tree:
+        """Those of the normal distributions, K M of each."""
+        return self.emission.statistics(y, u, self._shares(y, u, observed, weights), observed)
+
+    def maximize(self, stats: Tree) -> None:
+        """Nothing: the model of the drop-in does it."""
