@@ -9,7 +9,7 @@ from torch import Tensor
 from statespan.ladder.material import Material
 from statespan.ladder.rungs import MIXTURE, MIXTURE_NORMALISED, Kind, Rung
 from statespan.language import tagging
-from statespan.language.scoring import alike, observe
+from statespan.language.scoring import alike, observe, walk
 from statespan.language.vocabulary import Vocabulary, stream
 from statespan.method import Trace, run
 from statespan.methods import method_for
@@ -179,14 +179,7 @@ def _paths(model: Any, sentences: list[Tensor], width: int) -> Tensor:
 
 def _walk(model: Any, words: Tensor, keep: tuple[str, ...], wide: int) -> Iterator[tuple[slice, Trace]]:
     """Run a stream, its belief carried, in chunks of at most `CHUNK` numbers `wide`: a chunk's rows, what was kept."""
-    method = method_for(model)
-    constants, belief = method.constants(model), None
-    length = max(1, CHUNK // (words.shape[1] * wide))
-    for start in range(0, len(words), length):
-        rows = slice(start, start + length)
-        trace = run(model, method, observe(words[rows]), belief, (*keep, "last"), constants)
-        belief = trace.last
-        yield rows, trace
+    return walk(model, words, keep, max(1, CHUNK // (words.shape[1] * wide)))
 
 
 def _first(sentences: list[Tensor], tokens: int) -> int:

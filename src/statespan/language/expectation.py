@@ -13,7 +13,8 @@ from torch import Tensor
 
 from statespan.errors import StatespanError
 from statespan.fit import EM
-from statespan.language import checkpoints
+from statespan.fit.em import closed_form
+from statespan.language import checkpoints, parallel
 from statespan.language.scoring import batches, perplexity, score_stream
 from statespan.language.training import Curve, Progress, Stopped, never
 from statespan.part import seeded
@@ -29,6 +30,15 @@ FLOOR = 1e-5
 
 PSEUDO_COUNTS = 0.1
 """Added to the expected count of each first state and of each move."""
+
+
+class SharedEM(EM):
+    """EM whose expected counts are summed over the processes that `torchrun` started, each with its own sentences."""
+
+    def expect(self, model: Any, method: Any, batches: list[Any], names: Any = None) -> tuple[float, Any]:
+        """The log-likelihood and the statistics of all processes together."""
+        likelihood, statistics = super().expect(model, method, batches, names)
+        return parallel.total(likelihood), parallel.summed(statistics)
 
 
 @dataclass
@@ -116,11 +126,10 @@ class EMTrainer:
             Stopped: `stop` said so; the checkpoint is written.
         """
         state, began = self.state, time.perf_counter() - self.state.seconds
-        once = EM(iterations=1, tolerance=0.0)
-        model = self.model
+        once, model = SharedEM(iterations=1, tolerance=0.0), self.model
         model.initial.extra, model.transition.extra = torch.tensor(PSEUDO_COUNTS), torch.tensor(PSEUDO_COUNTS)
         model.emission.extra = self.prior * self.frequencies[:, None]
-        groups = batches(self.sentences, BATCH_NUMBERS // self.model.emission.states) if not self._done else []
+        groups = self._groups() if not self._done else []
         while not self._done:
             likelihood = once.fit_batches(self.model, groups)
             valid = score_stream(self.model, self.valid)
@@ -143,13 +152,24 @@ class EMTrainer:
                 state.best = valid.perplexity
                 self.best = [p.detach().clone() for p in self.model.parameters()]
             self.save()
-            if stop():
+            if parallel.anywhere(stop())[0]:
                 raise Stopped
             report(Progress(self.tokens * state.iteration, self.total, self.rate, train, valid.perplexity))
         with torch.no_grad():
             for parameter, best in zip(self.model.parameters(), self.best, strict=True):
                 parameter.copy_(best)
         self.model.eval()
+
+    def _groups(self) -> list[Any]:
+        """This process's share of the sentences, in batches."""
+        several = parallel.processes()
+        groups = batches(self.sentences, max(1, BATCH_NUMBERS // self.model.emission.states // several))
+        if several > 1 and (len(groups) < several or not closed_form(self.model)):
+            raise StatespanError(
+                f"rung {self.name}: EM in {several} processes needs {several} batches of sentences and a closed form "
+                "of every part; use one process"
+            )
+        return groups[parallel.place() :: several]
 
     @property
     def _done(self) -> bool:
@@ -165,7 +185,7 @@ class EMTrainer:
 
     def save(self) -> None:
         """Write the state of the run, at once or not at all."""
-        if self.checkpoint is None:
+        if self.checkpoint is None or parallel.place():
             return
         tensors = {f"model.{i}": p for i, p in enumerate(self.model.parameters())}
         tensors |= {f"best.{i}": x for i, x in enumerate(self.best)}

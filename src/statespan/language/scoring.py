@@ -4,14 +4,14 @@ A stream is a text laid out in B columns, (T, B) integers with -1 for padding.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from statespan.language.vocabulary import windows
-from statespan.method import Method, run
+from statespan.method import Method, Trace, run
 from statespan.methods import method_for
 from statespan.sequences import Sequences
 
@@ -85,6 +85,23 @@ def score_sentences(model: Any, sentences: Sequence[Tensor], method: Method | No
         assert trace.log_prob is not None
         total += float(trace.log_prob.sum())
     return Score(total, sum(map(len, sentences)))
+
+
+def walk(model: Any, words: Tensor, keep: tuple[str, ...], length: int) -> Iterator[tuple[slice, Trace]]:
+    """Run a stream in chunks of `length` rows, its belief carried: each chunk's rows, and what was kept.
+
+    Args:
+        model: a model of symbols.
+        words: (T, B) integers, -1 padding.
+        keep: what to keep, as for `run`.
+        length: rows a chunk.
+    """
+    method = method_for(model)
+    constants, belief = method.constants(model), None
+    for start, window in windows(words, length):
+        trace = run(model, method, observe(window), belief, (*keep, "last"), constants)
+        belief = trace.last
+        yield slice(start, start + length), trace
 
 
 def alike(sentences: Sequence[Tensor], tokens: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from statespan.errors import StatespanError
-from statespan.language import checkpoints
+from statespan.language import checkpoints, parallel
 from statespan.language.scoring import observe, perplexity, score_stream
 from statespan.method import run
 from statespan.methods import method_for
@@ -28,8 +28,10 @@ OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]
     "adam": (torch.optim.Adam, {}),
     "adamw": (torch.optim.AdamW, {}),
     "amsgrad": (torch.optim.Adam, {"amsgrad": True, "betas": (0.0, 0.999)}),
+    "rmsprop": (torch.optim.Adam, {"betas": (0.0, 0.999)}),
 }
-"""Optimisers by the name recipes use; `amsgrad` is the paper's, AMSGrad with beta1 = 0 (footnote 5)."""
+"""Optimisers by the name recipes use; `amsgrad` is the paper's, AMSGrad with beta1 = 0 (footnote 5), and `rmsprop` that
+of Melis et al. 2017, Adam with beta1 = 0: RMSProp with its bias corrected."""
 
 SCHEDULES = ("plateau", "linear", "constant")
 
@@ -42,16 +44,20 @@ class Training:
     """How a model of text is trained.
 
     Args:
-        optimizer: sgd, adam, adamw or amsgrad.
+        optimizer: sgd, adam, adamw, amsgrad or rmsprop.
         learning_rate: its first step size.
         schedule: plateau divides the rate by `decay` after an evaluation without improvement; linear lowers it to zero
             over the whole run; constant leaves it.
         decay: what the plateau schedule divides by.
+        wait: evaluations in a row without improvement before the plateau schedule divides.
         batch: columns of the stream.
         window: steps between two cuts of the gradient.
         epochs: passes over the text.
         clip: largest norm of the gradient of the mean loss; 0 does not clip.
-        weight_decay: L2 for sgd, adam and amsgrad, decoupled for adamw.
+        weight_decay: L2 for sgd, adam, amsgrad and rmsprop, decoupled for adamw.
+        reset: probability with which a window starts from the model's start instead of the carried state.
+        average: share of the old mean kept when the parameters' running mean takes in a step (an exponential moving
+            average); the mean is what is evaluated and kept. 0 keeps none.
         patience: evaluations without improvement before stopping; 0 never stops early.
         evaluations: evaluations on the validation text an epoch.
         save_every: seconds between checkpoints.
@@ -64,11 +70,14 @@ class Training:
     learning_rate: float = 0.003
     schedule: str = "plateau"
     decay: float = 4.0
+    wait: int = 1
     batch: int = 32
     window: int = 35
     epochs: int = 2
     clip: float = 0.25
     weight_decay: float = 0.0
+    reset: float = 0.0
+    average: float = 0.0
     patience: int = 0
     evaluations: int = 2
     save_every: float = 60.0
@@ -79,11 +88,14 @@ class Training:
             (self.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}"),
             (self.learning_rate > 0, "learning_rate", "positive"),
             (self.decay > 1, "decay", "above 1"),
+            (self.wait >= 1, "wait", "at least 1"),
             (self.batch >= 1, "batch", "at least 1"),
             (self.window >= 1, "window", "at least 1"),
             (self.epochs >= 1, "epochs", "at least 1"),
             (self.clip >= 0, "clip", "0 or more"),
             (self.weight_decay >= 0, "weight_decay", "0 or more"),
+            (0 <= self.reset <= 1, "reset", "0 to 1"),
+            (0 <= self.average < 1, "average", "0 to 1, without 1"),
             (self.patience >= 0, "patience", "0 or more"),
             (self.evaluations >= 1, "evaluations", "at least 1"),
             (self.save_every >= 0, "save_every", "0 or more"),
@@ -128,7 +140,8 @@ def never() -> bool:
 class _State:
     """Where a training run stands: all that a resumed run needs beside tensors.
 
-    `seconds` are spent in all, `stepping` in gradient steps alone; `loss` and `counted` are since the last evaluation.
+    `seconds` are spent in all, `stepping` in gradient steps alone; `loss` and `counted` are since the last evaluation;
+    `stale` evaluations brought nothing, `unmoved` of them since the rate was last divided.
     """
 
     epoch: int = 0
@@ -139,6 +152,7 @@ class _State:
     rate: float = 0.0
     best: float = math.inf
     stale: int = 0
+    unmoved: int = 0
     done: bool = False
     loss: float = 0.0
     counted: int = 0
@@ -148,7 +162,9 @@ class _State:
 class Trainer:
     """Trains one model by gradients, window after window of a stream.
 
-    Each window is a place to stop and to go on from, to the same numbers, bit for bit.
+    Each window is a place to stop and to go on from, to the same numbers, bit for bit. In processes that `torchrun`
+    started (`parallel.together`) each trains on its share of the columns, and gradients are summed: the numbers are
+    those of one process, but for rounding and for what dropout draws.
 
     Args:
         model: the model, trained in place; at the end it holds the parameters with the best validation perplexity.
@@ -182,6 +198,7 @@ class Trainer:
         self.optimiser = kind(self.parameters, lr=how.learning_rate, weight_decay=how.weight_decay, **options)
         self.state = _State(rate=how.learning_rate)
         self.best = [p.detach().clone() for p in self.parameters]
+        self.mean = [p.detach().clone() for p in self.parameters] if how.average else []
         self.belief: Any = None
         self.windows = -(-len(train) // how.window)
         every = max(1, self.windows // how.evaluations)
@@ -191,8 +208,14 @@ class Trainer:
         shapes = [list(p.shape) for p in self.parameters]
         self._stamp = json.dumps([settings, list(train.shape), seed, shapes, stamp])
         self._random: Tensor | None = None
-        if checkpoint is not None and checkpoint.exists():
-            self._load(checkpoint)
+        if parallel.processes() > train.shape[1]:
+            raise StatespanError(f"{name}: {train.shape[1]} columns are too few for {parallel.processes()} processes")
+        if checkpoint is not None and parallel.place():
+            self.checkpoint = checkpoint.with_suffix(f".{parallel.place()}{checkpoint.suffix}")
+        if parallel.processes() > 1:
+            self._stamp = json.dumps([self._stamp, parallel.processes(), parallel.place()])
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self._load(self.checkpoint)
 
     @property
     def curve(self) -> Curve:
@@ -241,8 +264,8 @@ class Trainer:
             if due:
                 self._evaluate(time.perf_counter() - began)
             state.seconds = time.perf_counter() - began
-            stopping = stop()
-            if due or stopping or time.monotonic() - last_save > how.save_every:
+            stopping, saving = parallel.anywhere(stop(), time.monotonic() - last_save > how.save_every)
+            if due or stopping or saving:
                 self.save()
                 last_save = time.monotonic()
             if stopping:
@@ -267,24 +290,38 @@ class Trainer:
         words = self.train[state.position * how.window : (state.position + 1) * how.window]
         count = int((words >= 0).sum())
         self.model.train()
-        trace = run(self.model, self.method, observe(words), self.belief, ("log_prob", "last"))
+        belief = None if self._starts_anew() else self.belief
+        trace = run(self.model, self.method, observe(parallel.columns(words)), belief, ("log_prob", "last"))
         assert trace.log_prob is not None
         loss = -trace.log_prob.sum() / max(count, 1)
-        value = float(loss.detach())
+        value = parallel.total(float(loss.detach()))
         self._insist("loss", value)
         if how.schedule == "linear":
             past = state.epoch * self.windows + state.position
             self._set_rate(how.learning_rate * (1 - past / (how.epochs * self.windows)))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.sum_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, how.clip or math.inf)
         self._insist("gradient's norm", float(norm))
         self.optimiser.step()
+        with torch.no_grad():
+            for mean, parameter in zip(self.mean, self.parameters, strict=False):
+                mean.lerp_(parameter, 1 - how.average)
         # Copies lie in memory as a resumed run's do: matrix products round by how their operands lie.
         self.belief = tree_map(lambda x: x.detach().clone(memory_format=torch.contiguous_format), trace.last)
         state.loss, state.counted = state.loss + value * count, state.counted + count
         state.position, state.tokens = state.position + 1, state.tokens + count
         state.stepping += time.perf_counter() - began
+
+    def _starts_anew(self) -> bool:
+        """Whether the carried state is dropped before this window: drawn from where it stands, whatever else draws."""
+        if not self.how.reset:
+            return False
+        drawn = torch.Generator().manual_seed(
+            (self.seed * 1_000_003 + self.state.epoch) * 1_000_003 + self.state.position
+        )
+        return float(torch.rand((), generator=drawn)) < self.how.reset
 
     def _insist(self, what: str, value: float) -> None:
         """Refuse a number that is not finite, naming rung and step."""
@@ -308,6 +345,7 @@ class Trainer:
         """Perplexity of the validation text; the plateau schedule and early stopping act on it."""
         state, how = self.state, self.how
         self.model.eval()
+        stepped = self._exchange(self.mean)
         score = score_stream(self.model, self.valid, self.method)
         self._insist("validation loss", -score.log_prob)
         state.curve.append(
@@ -320,13 +358,24 @@ class Trainer:
         )
         state.loss, state.counted = 0.0, 0
         if score.perplexity < state.best:
-            state.best, state.stale = score.perplexity, 0
+            state.best, state.stale, state.unmoved = score.perplexity, 0, 0
             self.best = [p.detach().clone() for p in self.parameters]
+            self._exchange(stepped)
             return
-        state.stale += 1
-        if how.schedule == "plateau":
+        self._exchange(stepped)
+        state.stale, state.unmoved = state.stale + 1, state.unmoved + 1
+        if how.schedule == "plateau" and state.unmoved >= how.wait:
+            state.unmoved = 0
             self._set_rate(state.rate / how.decay)
         state.done = bool(how.patience) and state.stale >= how.patience
+
+    @torch.no_grad()
+    def _exchange(self, values: list[Tensor]) -> list[Tensor]:
+        """Put values in the parameters' place; what stood there. Nothing is done where there are none."""
+        before = [p.detach().clone() for p in self.parameters] if values else []
+        for parameter, value in zip(self.parameters, values, strict=False):
+            parameter.copy_(value)
+        return before
 
     def save(self) -> None:
         """Write the state of the run, at once or not at all; numbers that are not finite are refused."""
@@ -338,6 +387,7 @@ class Trainer:
             tensors |= {f"model.{i}": parameter, f"best.{i}": best}
             kept = self.optimiser.state.get(parameter, {})
             tensors |= {f"optimiser.{i}.{key}": x for key, x in kept.items() if isinstance(x, Tensor)}
+        tensors |= {f"mean.{i}": x for i, x in enumerate(self.mean)}
         tensors |= {f"belief.{i}": x for i, x in enumerate(leaves(self.belief))}
         tensors["random"] = torch.random.get_rng_state()
         checkpoints.write(self.checkpoint, self._stamp, asdict(self.state), tensors)
@@ -351,11 +401,13 @@ class Trainer:
             device = parameter.device
             parameter.data.copy_(tensors[f"model.{i}"])
             self.best[i] = tensors[f"best.{i}"].to(device)
+            if self.mean:
+                self.mean[i] = tensors[f"mean.{i}"].to(device)
             prefix = f"optimiser.{i}."
             kept = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
             if kept:  # a count of steps stays where torch wants it, on the host
                 self.optimiser.state[parameter] = {k: x.to(device) if x.dim() else x for k, x in kept.items()}
-        before = self.train[: self.state.position * self.how.window][-self.how.window :]
+        before = parallel.columns(self.train[: self.state.position * self.how.window][-self.how.window :])
         with torch.no_grad():  # for the belief's form alone, which depends on whether the last window had gaps
             like = run(self.model, self.method, observe(before), None, ("last",)).last
         saved = (tensors[f"belief.{i}"].to(x.device) for i, x in enumerate(leaves(like)))

@@ -1,0 +1,112 @@
+"""Several processes that train one model together, as `torchrun` starts them: each has a share of the work.
+
+One process alone is the case of one share: every function here then gives back what it got.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as group
+
+from statespan.tree import Tree, leaves, replace_leaves
+
+
+def processes() -> int:
+    """How many processes share the work."""
+    return group.get_world_size() if group.is_available() and group.is_initialized() else 1
+
+
+def place() -> int:
+    """Which of them this is, from 0."""
+    return group.get_rank() if processes() > 1 else 0
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Join the processes that `torchrun` started, for as long as the context lasts; alone, nothing is done.
+
+    Examples:
+        >>> with together():
+        ...     processes()
+        1
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    group.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        group.destroy_process_group()
+
+
+def columns(words: Tensor) -> Tensor:
+    """This process's columns of a stream (T, B), next to each other.
+
+    Examples:
+        >>> columns(torch.ones(3, 4)).shape
+        torch.Size([3, 4])
+    """
+    return words.tensor_split(processes(), 1)[place()] if processes() > 1 else words
+
+
+def summed(values: Tree) -> Tree:
+    """Each tensor summed over the processes: the same bits in all of them.
+
+    Args:
+        values: A tree of tensors.
+
+    Examples:
+        >>> summed((torch.ones(2), None))
+        (tensor([1., 1.]), None)
+    """
+    if processes() == 1:
+        return values
+    return replace_leaves(values, [_sum(x) for x in leaves(values)])
+
+
+def _sum(x: Tensor) -> Tensor:
+    total = x.detach().contiguous().clone()
+    group.all_reduce(total)
+    return total
+
+
+def total(number: float) -> float:
+    """A number summed over the processes.
+
+    Examples:
+        >>> total(2.5)
+        2.5
+    """
+    return number if processes() == 1 else float(summed(torch.tensor(number, dtype=torch.float64)))
+
+
+def sum_gradients(parameters: list[Any]) -> None:
+    """Sum the gradients over the processes; one that a process lacks counts as zero.
+
+    Args:
+        parameters: The same ones in every process.
+    """
+    if processes() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        group.all_reduce(parameter.grad)
+
+
+def anywhere(*facts: bool) -> tuple[bool, ...]:
+    """Whether each is so in some process; all come to know it.
+
+    Examples:
+        >>> anywhere(True, False)
+        (True, False)
+    """
+    if processes() == 1:
+        return facts
+    found: Tensor = summed(torch.tensor([float(fact) for fact in facts]))
+    return tuple(bool(x) for x in found > 0)
