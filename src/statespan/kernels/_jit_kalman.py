@@ -109,8 +109,10 @@ def largest_change(a, b):
 
 
 @njit(**OPTIONS)
-def absorb(X, C, r, W, pivots, unwhiten, cross, after):
+def absorb(X, C, r, W, pivots, unwhiten, cross, after, known):
     """The update's covariance: from X to `after`; how to whiten, and `cross`[p] what a white residual adds to the mean.
+
+    `known`[j] is what white residuals say of a coordinate j that the others determine; it has the mark 1 at its end.
 
     Returns the log of the innovation's root's determinant.
     """
@@ -136,9 +138,14 @@ def absorb(X, C, r, W, pivots, unwhiten, cross, after):
     cross[:] = 0.0
     log, count = 0.0, 0
     for j in range(E):
+        known[j, E] = 0.0
         if pivots[j] >= 0:
             log += math.log(W[j, pivots[j]])
             count += 1
+        else:
+            known[j, E] = 1.0
+            for k in range(E):
+                known[j, k] = W[j, k]
     for i in range(D):
         for k in range(count):
             cross[k, i] = W[E + i, k]
@@ -212,6 +219,7 @@ def filter_group(
     after = np.zeros((D, D))
     unwhiten = np.zeros((E, E))
     cross = np.zeros((E, D))
+    known = np.zeros((E, E + 1))
     m = np.zeros((last - first, D))
     moved = np.zeros(D)
     e = np.zeros(E)
@@ -254,7 +262,7 @@ def filter_group(
                     CT[j, i] = shown[i, j]
         if not settled:
             before[:, :] = after
-            log = absorb(X, shown, at(r, t, g), W, pivots, unwhiten, cross, after)
+            log = absorb(X, shown, at(r, t, g), W, pivots, unwhiten, cross, after, known)
             if still and t > 0 and largest_change(after, before) <= steady:
                 settled, own = True, t + 1
             if wanted & 1 and first == g:
@@ -277,6 +285,13 @@ def filter_group(
                 squares += x * x
                 for d in range(D):
                     m[s, d] += cross[i, d] * x
+            for i in range(E):
+                if known[i, E] > 0.0:
+                    off, size = e[i], abs(e[i]) + abs(y[t, first + s, i])
+                    for k in range(E):
+                        off -= known[i, k] * white[k]
+                    if abs(off) > 1e-9 * size + 1e-12:
+                        squares = np.inf
             log_prob[t, first + s] = -0.5 * squares - log
             if wanted & 1:
                 means[t, first + s] = m[s]

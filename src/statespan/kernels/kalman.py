@@ -133,9 +133,10 @@ class _LogProb(torch.autograd.Function):
         batch = given.y.shape[1]
         ranges = _ranges(batch)
         named = ("A", "b", "q", "C", "r")
-        totals = [{name: torch.zeros_like(getattr(given, name)) for name in named} for _ in ranges]
-        starts = [torch.zeros_like(root) for _ in ranges]
-        dy, dmean = torch.zeros_like(given.y), torch.zeros_like(mean)
+        zeros = lambda x: x.new_zeros(x.shape)  # noqa: E731  (in rows, whatever the order of x)
+        totals = [{name: zeros(getattr(given, name)) for name in named} for _ in ranges]
+        starts = [zeros(root) for _ in ranges]
+        dy, dmean = zeros(given.y), zeros(mean)
         A, _, q, C, r, y = (_array(x) for x in given)
         kept = _array(ahead), _array(roots), ctx.own, _array(gradients[0])
 
@@ -195,7 +196,8 @@ def _smooth(given: Matrices, filtered: Gaussian, own: int, ends: Tensor, steady:
     else:
         jobs = [(np.array([i]), 0 if shared else i, i, end) for i, end in enumerate(ends.tolist())]
     columns = 1 if whole else batch
-    means, zeros = torch.zeros_like(filtered.mean), filtered.mean.new_zeros
+    zeros = filtered.mean.new_zeros
+    means = zeros(filtered.mean.shape)
     roots, joined = zeros(length, columns, dim, dim), zeros(length - 1 if pairs else 0, columns, dim, dim)
     arrays = [_array(x) for x in (given.A, given.b, given.q, filtered.mean, filtered.scale)]
     jit = _jit()

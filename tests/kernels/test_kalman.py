@@ -1,0 +1,185 @@
+"""The Kalman kernel against the scan: every form of matrices and gaps, in value, gradient and smoothing."""
+
+import math
+
+import pytest
+import sympy
+import torch
+from torch.testing import assert_close
+
+import statespan as ss
+from statespan.method import prepare, run
+from statespan.sequences import Sequences
+
+T, B, D, E = 9, 4, 3, 2
+KEEP = ("predicted", "filtered", "last", "log_prob")
+
+
+class Plain(ss.Kalman):
+    """The same method, for which no kernel is registered."""
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def fixed(initial: str = "known") -> ss.StateSpace:
+    return ss.linear_gaussian(dynamics=0.5 * normal(D, D), observation=normal(E, D), initial=initial)
+
+
+def singular() -> ss.StateSpace:
+    """A companion matrix with one noise, seen without noise, from a certain start."""
+    a = torch.tensor([[0.5, 0.2, -0.3], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).double()
+    q = torch.zeros(3, 3).double()
+    q[0, 0] = 1.0
+    return ss.linear_gaussian(
+        dynamics=a,
+        state_noise=q,
+        observation=[[1.0, 0.4, 0.0], [0.3, 0.0, 0.0]],
+        observation_noise=[[0.0, 0.0], [0.0, 0.2]],
+        initial_covariance=torch.diag(torch.tensor([1.0, 0.0, 0.0])),
+    )
+
+
+def changing() -> ss.StateSpace:
+    r = normal(T, E, E)
+    return ss.linear_gaussian(dynamics=0.5 * normal(T, D, D), observation=normal(E, D), observation_noise=r @ r.mT)
+
+
+def driven() -> ss.StateSpace:
+    return ss.linear_gaussian(
+        dynamics=0.5 * normal(D, D),
+        observation=normal(E, D),
+        state_inputs=normal(D, 1),
+        observation_inputs=normal(E, 1),
+    )
+
+
+MODELS = {
+    "known": fixed,
+    "stationary": lambda: ss.linear_gaussian(
+        dynamics=0.3 * torch.eye(D), observation=normal(E, D), initial="stationary"
+    ),
+    "diffuse": lambda: fixed("diffuse"),
+    "singular": singular,
+    "changing": changing,
+    "driven": driven,
+}
+FORMS = ("whole", "one", "ragged", "gaps", "same-gaps")
+
+
+def data_of(model: ss.StateSpace, form: str) -> Sequences:
+    y = normal(1 if form == "one" else B, T, E)
+    if form == "gaps":
+        y = y.masked_fill(torch.rand(B, T, E) < 0.3, math.nan)
+    if form == "same-gaps":
+        y[:, 3] = math.nan
+        y[:, 5, 1] = math.nan
+    steps = torch.arange(T).double()[None, :, None].expand(len(y), -1, -1)
+    if form == "ragged":
+        ends = [9, 4, 7, 5]
+        return ss.verbs.ask(model, [r[:n] for r, n in zip(y, ends, strict=True)], inputs=[steps[0, :n] for n in ends])[
+            0
+        ]
+    return ss.verbs.ask(model, y, inputs=steps)[0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", MODELS)
+def test_it_equals_the_scan(name: str, form: str):
+    torch.manual_seed(len(name) + 7 * len(form))
+    model = MODELS[name]()
+    data = data_of(model, form)
+    inside = data.within
+    size = {"rtol": 1e-8, "atol": 1e-8}
+    with torch.no_grad():
+        fast, slow = (run(model, ss.Kalman(), data, None, KEEP, kernel=k) for k in (True, False))
+        for what in ("predicted", "filtered"):
+            a, b = getattr(fast, what), getattr(slow, what)
+            assert_close(a.mean[inside], b.mean[inside], **size)
+            assert_close((a.scale @ a.scale.mT)[inside], (b.scale @ b.scale.mT)[inside], **size)
+        assert_close(fast.log_prob, slow.log_prob, **size)
+        assert_close(fast.last.mean, slow.last.mean, **size)
+        for method in (ss.Kalman(), ss.Kalman(steady=0.0)):
+            quick, plain = (m.hindsight(model, prepare(model, m, data), None, data.shape) for m in (method, Plain()))
+            assert_close(quick.smoothed.mean[inside], plain.smoothed.mean[inside], **size)
+            a, b = quick.smoothed.scale, plain.smoothed.scale
+            assert_close((a @ a.mT)[inside], (b @ b.mT)[inside], **size)
+            assert_close(quick.pairs, plain.pairs, **size)
+            assert_close(quick.log_prob, plain.log_prob, **size)
+    parameters = list(model.parameters())
+    weights = torch.rand(data.shape[1], dtype=torch.float64)
+    grads = [
+        torch.autograd.grad((run(model, ss.Kalman(), data, kernel=k).log_prob.sum(0) * weights).sum(), parameters)
+        for k in (True, False)
+    ]
+    for a, b in zip(*grads, strict=True):
+        assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+def test_the_settled_gain_is_exact():
+    """A slow model of 400 steps: with and without reuse, to the tolerance that is stated."""
+    model = ss.linear_gaussian(
+        dynamics=[[0.98, 0.1], [0.0, 0.95]], observation=[[1.0, 0.0]], state_noise=0.01 * torch.eye(2)
+    )
+    y = model.sample(2, 400, seed=0)[1]
+    once, always = (model.smooth(y, method=ss.Kalman(steady=s)) for s in (1e-14, 0.0))
+    assert_close(once.log_prob, always.log_prob, rtol=0, atol=1e-9)
+    assert_close(once.mean, always.mean, rtol=0, atol=1e-10)
+    assert_close(once.covariance, always.covariance, rtol=0, atol=1e-10)
+    assert_close(model.log_prob(y).detach(), model.log_prob(y, method=Plain()).detach(), rtol=0, atol=1e-9)
+
+
+def test_roots_stay_positive_where_plain_covariances_do_not():
+    """Two nearly equal rows seen almost exactly (Bierman 1977): the innovation's condition number is above 1e12."""
+    d = 2.0**-20
+    rows = [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0 + d]]
+    c, r, p = torch.tensor(rows).double(), d * d * torch.eye(2).double(), torch.eye(3).double()
+    innovation = c @ p @ c.T + r
+    assert torch.linalg.cond(innovation) > 1e12
+    plain = p - p @ c.T @ torch.linalg.inv(innovation) @ c @ p
+    # The exact answer in fractions: (I + C' C / d^2)^-1.
+    precision = (
+        sympy.eye(3)
+        + sympy.Matrix(rows).applyfunc(sympy.Rational).T
+        * sympy.Matrix(rows).applyfunc(sympy.Rational)
+        / sympy.Rational(d) ** 2
+    )
+    truth = torch.tensor(precision.inv().evalf(30).tolist(), dtype=torch.float64)
+    model = ss.linear_gaussian(observation=c, observation_noise=r, initial_covariance=p)
+    wrong = (plain - truth).abs().max()
+    for method in (ss.Kalman(), Plain()):
+        found = model.filter(torch.zeros(1, 2).double(), method=method).covariance[0]
+        assert (found - truth).abs().max() < 1e-8
+        assert wrong > 1e3 * (found - truth).abs().max()
+        assert torch.linalg.eigvalsh(found)[0] > 0
+    assert torch.linalg.eigvalsh(0.5 * (plain + plain.T))[0] < 0
+
+
+def test_an_observation_that_cannot_be_has_probability_zero():
+    """Seen without noise from a start without variance: the model knows y_1, and y_2 once the gain has settled."""
+    model = ss.linear_gaussian(
+        dynamics=[[0.5]],
+        state_noise=[[0.0]],
+        observation=[[1.0]],
+        observation_noise=[[0.0]],
+        initial_mean=[2.0],
+        initial_covariance=[[0.0]],
+    )
+    assert model.log_prob([[2.0], [1.0], [0.5]]).isfinite()
+    assert model.log_prob([[2.0], [1.5], [0.5]]).isneginf()
+
+
+def test_float32_is_computed_in_double():
+    model, y = fixed(), normal(2, 50, E)
+    truth = model.log_prob(y).detach()
+    found = model.float().log_prob(y.float())
+    assert_close(found.detach(), truth, rtol=1e-5, atol=1e-4)
+
+
+def test_second_derivatives_are_refused():
+    model = fixed()
+    parameter = model.transition.matrix
+    (gradient,) = torch.autograd.grad(model.log_prob(normal(5, E)), parameter, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(gradient.sum(), parameter)
