@@ -25,6 +25,16 @@ Out = Annotated[Path | None, typer.Option(help="Write the answer: .csv, .tsv, .p
 Plot = Annotated[Path | None, typer.Option(help="Draw the answer: .png, .pdf or .svg.")]
 Show = Annotated[str | None, typer.Option(help="Which sequence to draw, by name or number; the first by custom.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Emission = Annotated[
+    str | None,
+    typer.Option(help="gaussian, poisson, ...; or by column: temp+wind:gaussian,sky:categorical."),
+]
+Symbols = Annotated[str, typer.Option(help="Columns of numbers that stand for symbols.")]
+Covariance = Annotated[str | None, typer.Option(help="Of a gaussian: full, diagonal, spherical or tied.")]
+By = Annotated[str | None, typer.Option(help="em or sgd; em where it can be.")]
+Iterations = Annotated[int, typer.Option(help="Iterations of em, passes of sgd, at most.")]
+LearningRate = Annotated[float, typer.Option(help="Of sgd.")]
+Restarts = Annotated[int | None, typer.Option(help="Starts, the best is kept; 4, of linear-gaussian 1.")]
 Seed = Annotated[int, typer.Option(help="Makes the answer repeatable.")]
 
 
@@ -147,20 +157,17 @@ def fit(
     model: Annotated[str, typer.Option(help="hmm or linear-gaussian.")] = "hmm",
     states: Annotated[int, typer.Option(help="How many hidden states an hmm has.")] = 2,
     state: Annotated[int, typer.Option(help="How many numbers the state of a linear-gaussian model is.")] = 1,
-    emission: Annotated[
-        str | None,
-        typer.Option(help="gaussian, categorical, ...; or for each column, temp+wind:gaussian,sky:categorical."),
-    ] = None,
+    emission: Emission = None,
     columns: Columns = "",
-    symbols: Annotated[str, typer.Option(help="Columns of numbers that stand for symbols.")] = "",
+    symbols: Symbols = "",
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
-    covariance: Annotated[str | None, typer.Option(help="Of a gaussian: full, diagonal, spherical or tied.")] = None,
-    by: Annotated[str | None, typer.Option(help="em or sgd; em where it can be.")] = None,
-    iterations: Annotated[int, typer.Option(help="Iterations of em, passes of sgd, at most.")] = 100,
-    learning_rate: Annotated[float, typer.Option(help="Of sgd.")] = 0.05,
-    restarts: Annotated[int, typer.Option(help="Starts; the best is kept.")] = 4,
+    covariance: Covariance = None,
+    by: By = None,
+    iterations: Iterations = 100,
+    learning_rate: LearningRate = 0.05,
+    restarts: Restarts = None,
     seed: Seed = 0,
     characters: Annotated[bool, typer.Option("--characters", help="Of a text: letters, not words.")] = False,
     at_least: Annotated[int, typer.Option(help="Of a text: rarer words are read as <unk>.")] = 2,
@@ -177,14 +184,16 @@ def fit(
     _check(None, plot)
     given, extra = _to_fit(data, columns, symbols, emission, sequence, time, every, characters, at_least)
     screen.note(given.notes)
-    made = make(model, given, Wanted(states, state, emission, covariance, seed))
-    fitter = fitting.Plan(by, iterations, learning_rate, restarts, seed)
+    wanted = Wanted(states, state, emission, covariance, seed)
+    starts = restarts if restarts is not None else fitting.STARTS if model == "hmm" else 1
+    plan = fitting.Plan(by, iterations, learning_rate, starts, seed)
     with located(given):
-        stopped = fitting.fit(made, given, fitter)
-    fitting.save(made, out, extra)
-    if stopped is not None:
-        raise screen.Stopped(f"{stopped} are kept in {out}")
-    made.eval().requires_grad_(False)
+        done = fitting.fit(lambda number: make(model, given, wanted._replace(seed=number)), given, plan)
+    fitting.save(done.model, out, extra)
+    if done.stopped is not None:
+        raise screen.Stopped(f"{done.stopped} are kept in {out}")
+    screen.note(done.notes)
+    made = done.model.requires_grad_(False)
     with located(given):
         summary.show(made, given)
     screen.console().print(f"\nmodel: {out}", markup=False, soft_wrap=True)
@@ -256,26 +265,12 @@ def score(
 
     asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
     with located(asked.data):
-        surprise = surprises(asked)
-    total = [-each.sum() for each in surprise]
-    import torch
-
-    frame = frames.surprises(asked.data, surprise) if each_step else frames.scores(asked.data, torch.stack(total))
-    asked.answer(frame, lambda: plot_surprise(surprise[asked.sequence], times=asked.picture()["times"]))
-
-
-def surprises(asked: Question) -> list[Any]:
-    """Minus log p(y_t | y_<t) of every step of every sequence."""
-    import torch
-
-    from statespan import verbs
-    from statespan.method import run
-
-    data, layout = verbs.ask(asked.model, asked.y)
-    with torch.no_grad():
-        log_prob = run(asked.model, verbs.choose(asked.model, None), data).log_prob
-    assert log_prob is not None
-    return [0.0 - each for each in layout.steps(log_prob)]
+        posterior = asked.model.filter(asked.y)
+    frame = frames.surprises if each_step else frames.scores
+    asked.answer(
+        frame(asked.data, posterior),
+        lambda: plot_surprise(posterior.surprise[asked.sequence], times=asked.picture()["times"]),
+    )
 
 
 def filter(
@@ -468,31 +463,82 @@ def _spoken(extra: dict[str, Any], width: int) -> tuple[tuple[str, ...], dict[st
 
 
 def compare(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Model files.")],
-    data: DataFile,
+    files: Annotated[list[Path], typer.Argument(metavar="[MODEL]... DATA", help="Model files, and then the data.")],
+    states: Annotated[str, typer.Option(help="Fit an hmm for each of these numbers of states: 2-6, or 2,4,8.")] = "",
+    held_out: Annotated[
+        float, typer.Option(help="With --states: the share of the data that each fit is then scored on, not shown.")
+    ] = 0.0,
+    emission: Emission = None,
     columns: Columns = "",
+    symbols: Symbols = "",
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
+    covariance: Covariance = None,
+    by: By = None,
+    iterations: Iterations = 100,
+    learning_rate: LearningRate = 0.05,
+    restarts: Restarts = None,
+    seed: Seed = 0,
     out: Out = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
-    """Several models on the same data: log-likelihood, parameters, AIC, BIC."""
-    from statespan.cli import summary
+    """Models, or numbers of states, on the same data: log-likelihood, parameters, AIC, BIC.
+
+    statespan compare two.safetensors three.safetensors weather.csv
+
+    statespan compare weather.csv --states 2-6 --held-out 0.2
+    """
+    from statespan.cli import fitting, summary
+    from statespan.cli.models import Wanted, make
     from statespan.plots import plot_criteria
+    from statespan.tables.files import pandas
 
     _check(out, plot)
-    rows = []
+    *models, data = files
+    counts = _counts(states)
+    if not models and not counts:
+        raise StatespanError("compare: give model files before the data, or numbers of states as --states 2-6")
+    rows: list[dict[str, Any]] = []
     for path in models:
         model, extra = open_model(path)
         given = read_for(data, extra, columns, sequence, time, every)
-        if not rows:
-            screen.note(given.notes)
+        screen.note(() if rows else given.notes)
         with located(given):
             rows.append({"model": str(path)} | summary.criteria(model, given))
-    from statespan.tables.files import pandas
+    if counts:
+        given, _ = _to_fit(data, columns, symbols, emission, sequence, time, every, False, 2)
+        screen.note(given.notes)
+        starts = fitting.STARTS if restarts is None else restarts
+        plan = fitting.Plan(by, iterations, learning_rate, starts, seed)
+        for count in counts:
+            wanted = Wanted(count, 1, emission, covariance, seed)
 
+            def maker(number: int, wanted: Wanted = wanted) -> Any:
+                return make("hmm", given, wanted._replace(seed=number))
+
+            with located(given):
+                done = fitting.fit(maker, given, plan, f"{count} states")
+                row: dict[str, Any] = {} if not models else {"model": ""}
+                row |= {"states": count} | summary.criteria(done.model.requires_grad_(False), given)
+                if held_out and done.stopped is None:
+                    row["held_out_per_step"] = fitting.held_out(maker, given, plan, held_out, f"{count} states")
+            if done.stopped is not None:
+                deliver(pandas().DataFrame(rows), out, as_json)
+                raise screen.Stopped("what was compared is shown")
+            rows.append(row)
     deliver(pandas().DataFrame(rows), out, as_json)
     if plot is not None:
         screen.save_plot(plot_criteria(rows), plot)
+
+
+def _counts(text: str) -> list[int]:
+    """`2-6` or `2,4,8` as numbers."""
+    found: list[int] = []
+    for each in split(text):
+        low, dash, high = each.partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()) or int(low) < 1:
+            raise StatespanError(f"--states {text}: give numbers, as in 2-6 or 2,4,8")
+        found += range(int(low), int(high or low) + 1)
+    return list(dict.fromkeys(found))

@@ -15,11 +15,11 @@ MOST_SYMBOLS = 30
 FEW_SYMBOLS = 10
 
 
-def scores(data: Data, log_prob: Any) -> Frame:
+def scores(data: Data, posterior: Posterior) -> Frame:
     """One row a sequence: its steps, how many are observed, its log-probability and that of a step."""
     present = ~np.isnan(data.values).all(1)
     observed = np.add.reduceat(present, data.starts)
-    values = log_prob.detach().numpy()
+    values = posterior.log_prob.numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         each = np.where(observed > 0, values / observed, np.nan)
     columns = {
@@ -32,9 +32,9 @@ def scores(data: Data, log_prob: Any) -> Frame:
     return pandas().DataFrame(columns)
 
 
-def surprises(data: Data, surprise: Sequence[Any]) -> Frame:
+def surprises(data: Data, posterior: Posterior) -> Frame:
     """One row a step, with minus the log-probability of what was observed given all before it, in nats."""
-    return data.frame.assign(surprise=np.concatenate([each.detach().numpy() for each in surprise]))
+    return data.frame.assign(surprise=0.0 + np.concatenate([each.numpy() for each in posterior.surprise]))
 
 
 def beliefs(data: Data, posterior: Posterior) -> Frame:

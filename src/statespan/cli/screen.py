@@ -74,7 +74,7 @@ def tabulate(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
 
 
 @contextmanager
-def progress(restarts: int, iterations: int, what: str) -> Iterator[Callable[[int, float], None]]:
+def progress(restarts: int, iterations: int, what: str = "fitting") -> Iterator[Callable[[int, float], None]]:
     """A bar while a model is fitted; what is given back is called with each iteration and its log-likelihood."""
     screen = console(stderr=True)
     bars = Progress(
@@ -87,7 +87,7 @@ def progress(restarts: int, iterations: int, what: str) -> Iterator[Callable[[in
         disable=not screen.is_terminal,
     )
     with bars:
-        task = bars.add_task("fitting", total=restarts * iterations, note="")
+        task = bars.add_task(what, total=restarts * iterations, note="")
         state = {"start": 0, "best": -float("inf"), "since": time.monotonic()}
 
         def follow(iteration: int, likelihood: float) -> None:
@@ -98,7 +98,7 @@ def progress(restarts: int, iterations: int, what: str) -> Iterator[Callable[[in
             bars.update(
                 task,
                 completed=(state["start"] - 1) * iterations + iteration,
-                note=f"{start}{what} {iteration}: log-likelihood {likelihood:,.1f}, best {state['best']:,.1f}",
+                note=f"{start}iteration {iteration}: log-likelihood {likelihood:,.1f}, best {state['best']:,.1f}",
             )
 
         yield follow

@@ -14,9 +14,13 @@ MOST_STATES = 20
 
 def criteria(model: Any, data: Data) -> dict[str, float]:
     """Log-likelihood, free parameters, AIC, BIC (n is the number of observed steps) and the score of a step."""
+    import torch
+
     log_prob = float(model.log_prob(data.y(model.emission.event)).sum())
     steps = int((~np.isnan(data.values).all(1)).sum())
-    free = parameters(model)
+    with torch.enable_grad():
+        free = parameters(model)
+    model.requires_grad_(False)
     return {
         "parameters": free,
         "observed": steps,
@@ -28,8 +32,54 @@ def criteria(model: Any, data: Data) -> dict[str, float]:
 
 
 def parameters(model: Any) -> int:
-    """Free."""
-    return sum(p.numel() for p in model.parameters())
+    """How many numbers a fit is free to choose.
+
+    Numbers that nothing depends on (above the diagonal of a triangle) do not count, and a row of numbers whose softmax
+    is taken counts one less than it has: the gradient of whatever it says sums to zero. Zeros that a fit found count.
+    """
+    return sum(_free(part, said) for part, said in zip(model.parts, _said(model), strict=True))
+
+
+def _said(model: Any) -> list[Any]:
+    """What each part says of its distribution, as trees of tensors with a graph."""
+    import torch
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    initial, transition, emission = model.parts
+    start = initial.probs() if hasattr(initial, "probs") else initial.gaussian(1)
+    move = transition.constants() if hasattr(transition, "constants") else transition.affine(None)
+    if hasattr(emission, "affine"):
+        return [start, move, emission.affine(None)]
+    with torch.no_grad():
+        y = model.sample(n=1, length=64, seed=0)[1].transpose(0, 1)
+    return [start, move, emission.log_likelihood(y, None, None, emission.constants())]
+
+
+def _free(part: Any, said: Any) -> int:
+    """Free numbers of one part, by the gradient of a random function of what it says."""
+    import torch
+
+    from statespan.tree import leaves
+
+    generator = torch.Generator().manual_seed(0)
+    tensors = [x for x in leaves(said) if x.requires_grad]
+    value = sum((x * torch.randn(x.shape, generator=generator).to(x)).sum() for x in tensors)
+    own = [p for p in part.parameters() if p.requires_grad]
+    if not tensors:
+        return 0
+    total = 0
+    for gradient in torch.autograd.grad(value, own, allow_unused=True):  # type: ignore[arg-type]
+        if gradient is None:
+            continue
+        gradient = gradient.nan_to_num(0.0).double()
+        size = gradient.abs().sum().clamp_min(1e-300)
+        normalised = [axis for axis in range(gradient.dim()) if gradient.sum(axis).abs().sum() < 1e-9 * size]
+        if normalised and gradient.shape[normalised[-1]] > 1:
+            total += gradient.numel() - gradient.sum(normalised[-1]).numel()
+        else:
+            total += int((gradient != 0).sum())
+    return total
 
 
 def show(model: Any, data: Data) -> None:

@@ -84,7 +84,12 @@ def plot_forecast(
         probs = numbers(forecast.distribution.probs[sequence])  # type: ignore[index]
         names = names or (spoken(words, columns[0]) if columns else None)
         axes = new(axes)
-        _bars(probs, axes, names, np.arange(1, len(probs) + 1))
+        if ahead is not None:
+            across = Across.of(ahead, len(probs))
+            _bars(probs, axes, names, across.at, 0.78 * np.diff(across.edges))
+            across.dress(axes)
+            return axes
+        _bars(probs, axes, names, np.arange(1, len(probs) + 1), 0.78)
     else:
         mean = numbers(forecast.distribution.mean[sequence])
         draws, mean = draws.reshape(*draws.shape[:2], -1), mean.reshape(len(mean), -1)
@@ -215,7 +220,7 @@ def _fan(draws: Array, mean: Array, axes: Any) -> None:
         legend(axes)
 
 
-def _bars(probs: Array, axes: Any, names: Sequence[str] | None, at: Array) -> None:
+def _bars(probs: Array, axes: Any, names: Sequence[str] | None, at: Array, width: Any) -> None:
     """(steps, V) as a stacked bar a step: the likeliest symbols, then the others together."""
     likeliest = np.argsort(-probs.max(0), kind="stable")[:LINES].tolist()
     if names is not None and len(names) < probs.shape[1]:
@@ -225,7 +230,7 @@ def _bars(probs: Array, axes: Any, names: Sequence[str] | None, at: Array) -> No
     if probs.shape[1] > len(likeliest):
         parts.append((f"{probs.shape[1] - len(likeliest)} others", 1 - probs[:, likeliest].sum(1), "#d9d6cc"))
     for label, share, colour in parts:
-        axes.bar(at, share, 0.78, low, color=colour, label=label)
+        axes.bar(at, share, width, low, color=colour, label=label)
         low = low + share
     axes.set(ylim=(0, 1), ylabel="probability")
     legend(axes, upwards=True)
