@@ -8,7 +8,7 @@ from statespan.answers import Forecast, Posterior
 from statespan.belief import Best, Diffuse, Discrete, Hidden, Particles, Point
 from statespan.belief import Gaussian as GaussianBelief
 from statespan.errors import StatespanError
-from statespan.families import hmm, linear_gaussian
+from statespan.families import hmm, linear_gaussian, semi_markov
 from statespan.files import load
 from statespan.fit import EM, LBFGS, SGD, VI, Chain
 from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
@@ -20,6 +20,14 @@ from statespan.method import Method, register, registered, run, scan
 from statespan.methods import Forward, Kalman, MaxProduct, ParticleFilter, Recurrent, method_for
 from statespan.model import StateSpace
 from statespan.part import Part
+from statespan.parts.durations import (
+    FreeDurations,
+    GeometricDurations,
+    NegativeBinomialDurations,
+    PoissonDurations,
+    SemiMarkov,
+    ages,
+)
 from statespan.parts.emissions import (
     Bernoulli,
     Beta,
@@ -36,9 +44,13 @@ from statespan.parts.emissions import (
 from statespan.parts.finite import Dense, banded, left_to_right
 from statespan.parts.gaussian_initial import DiffuseStart, NormalStart, StationaryStart
 from statespan.parts.initial import Start, Stationary
+from statespan.parts.inputs import Generator, Regimes, SoftmaxStart, SoftmaxTransition
 from statespan.parts.linear import Linear, Modulated, Scheduled
+from statespan.parts.low_rank import LowRank
+from statespan.parts.orders import HigherOrder
 from statespan.parts.sparse import Sparse
 from statespan.sequences import Sequences
+from statespan.structural import arima, autoregressive, cycle, decompose, level, regression, seasonal, slope
 from statespan.tree import Shared, detach
 from statespan.verbs import Stream
 from statespan.version import __version__
@@ -61,29 +73,40 @@ __all__ = [
     "Exponential",
     "Forecast",
     "Forward",
+    "FreeDurations",
     "Gamma",
     "Gaussian",
     "GaussianBelief",
+    "Generator",
+    "GeometricDurations",
     "Hidden",
+    "HigherOrder",
     "Kalman",
     "Linear",
     "LogNormal",
+    "LowRank",
     "MaxProduct",
     "Method",
     "Modulated",
     "Multinomial",
     "NegativeBinomial",
+    "NegativeBinomialDurations",
     "NormalStart",
     "Part",
     "ParticleFilter",
     "Particles",
     "Point",
     "Poisson",
+    "PoissonDurations",
     "Posterior",
     "Recurrent",
+    "Regimes",
     "Scheduled",
+    "SemiMarkov",
     "Sequences",
     "Shared",
+    "SoftmaxStart",
+    "SoftmaxTransition",
     "Sparse",
     "Start",
     "StateSpace",
@@ -93,7 +116,12 @@ __all__ = [
     "Stream",
     "VonMises",
     "__version__",
+    "ages",
+    "arima",
+    "autoregressive",
     "banded",
+    "cycle",
+    "decompose",
     "detach",
     "elman",
     "gru",
@@ -101,12 +129,17 @@ __all__ = [
     "jordan",
     "ladder",
     "left_to_right",
+    "level",
     "linear_gaussian",
     "load",
     "lstm",
     "method_for",
     "register",
     "registered",
+    "regression",
     "run",
     "scan",
+    "seasonal",
+    "semi_markov",
+    "slope",
 ]

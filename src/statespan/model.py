@@ -12,6 +12,7 @@ from statespan.part import Part
 from statespan.tree import Tree
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
     from statespan.fit import Fitter
@@ -67,6 +68,12 @@ class StateSpace(Part):
         if len(set(sizes.values())) > 1:
             said = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise StatespanError(f"the number of states differs: {said}")
+
+    def __add__(self, other: "StateSpace") -> "StateSpace":
+        """The model of the sum of two structural series: `ss.level() + ss.seasonal(12)`."""
+        from statespan.structural import add
+
+        return add(self, other)
 
     @property
     def parts(self) -> tuple[Any, Any, Any]:
@@ -306,13 +313,15 @@ class StateSpace(Part):
     def fit(
         self,
         y: Any,
-        by: "Fitter | None" = None,
+        by: "Fitter | Sequence[Fitter] | None" = None,
         restarts: int = 1,
         seed: int | None = None,
         lengths: Any = None,
         inputs: Any = None,
         states: Any = None,
         weights: Any = None,
+        hold: "Sequence[str]" = (),
+        jobs: int = 1,
     ) -> "StateSpace":
         """Fit the parameters in place, and return the model.
 
@@ -321,18 +330,23 @@ class StateSpace(Part):
 
         Args:
             y: the sequences (see the class).
-            by: `EM(...)` or `SGD(...)`; None is EM where every part has a closed form, else SGD.
-            restarts: how many starts; the best fit is kept.
+            by: `EM(...)`, `SGD(...)`, `VI(...)`, or several of them, one after another; None is EM where every part has
+                a closed form, else SGD.
+            restarts: how many starts, the model as it is and others from the data; the best fit is kept, and
+                `by.restarts` holds what each reached.
             seed: makes the fit repeatable.
             lengths: (N,) lengths of a padded batch.
             inputs: inputs, the forms of y.
             states: labelled states, -1 unknown; or the states possible at each step, bool with a last axis of K.
             weights: how many times each sequence counts, (N,), or each observation, as a power of its density.
+            hold: parameters that stay as they are in this fit, by name: a part ("transition"), or one parameter of it
+                ("emission.mean").
+            jobs: processes that share the restarts; the answer does not depend on it.
         """
         from statespan.fit import fit
 
         data, _ = verbs.ask(self, y, lengths, inputs, states, weights)
-        return fit(self, data, by, restarts, seed)
+        return fit(self, data, by, restarts, seed, hold, jobs)
 
     def save(self, path: "str | PathLike[str]") -> None:
         """Write tensors (safetensors) and how to make the model again (JSON in its header); no code.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from statespan.errors import StatespanError
+from statespan.fit.degenerate import at_bounds, unused_states
 from statespan.fit.fitting import Fitter, restart
 from statespan.method import Method, Statistics, closed_parts, run, total, weighted
 from statespan.methods import method_for
@@ -30,6 +31,8 @@ class EM(Fitter):
 
     What climbs is the log-likelihood plus the parts' log-priors (`concentration=` and the like), and `history` holds
     that. A parameter whose `requires_grad` is False is held where it is.
+
+    `notes` then says what is degenerate: a state in which no more than one step is expected, a variance at its floor.
 
     A part without a closed form (a fed transition), or whose parameters another part uses too (a tied embedding), takes
     gradient steps on the log-likelihood instead, whose gradient at the current parameters is that of the expected
@@ -88,7 +91,7 @@ class EM(Fitter):
         free = {p for part, closed in each if not closed for p in part.parameters() if p.requires_grad}
         count = sum(observations(b) for b in batches)
         optimiser = torch.optim.Adam([p for p in model.parameters() if p in free], self.learning_rate) if free else None
-        self.history = []
+        self.history, stats, converged = [], None, False
         for _ in range(self.iterations):
             likelihood, stats = self.expect(model, method, batches, names)
             with torch.no_grad():
@@ -100,7 +103,13 @@ class EM(Fitter):
             if optimiser is not None:
                 self._climb(model, method, batches, optimiser)
             if len(self.history) > 1 and likelihood - self.history[-2] < self.tolerance * count and self.tolerance:
+                converged = True
                 break
+        self.notes = notes(model, stats)
+        if self.tolerance and not converged:
+            self.notes.append(
+                f"not converged after {self.iterations} iterations; give more, or start from another seed"
+            )
         return self.history[-1]
 
     def expect(
@@ -142,6 +151,13 @@ class EM(Fitter):
                 value = weighted(log_prob, data.weights).sum() + model.log_prior() / len(batches)
                 (-value / log_prob.numel()).backward()
             optimiser.step()
+
+
+def notes(model: Any, stats: Statistics | None) -> list[str]:
+    """What a user should know of a fit: unused states and parameters at their bounds."""
+    owners = getattr(model.transition, "owners", None)
+    unused = [] if stats is None else unused_states(stats.initial, stats.transition, owners)
+    return unused + [note for part in model.parts for note in at_bounds(part)]
 
 
 def add(a: Tree, b: Tree) -> Tree:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from statespan.errors import StatespanError
-from statespan.fit.em import observations, take
+from statespan.fit.em import notes, observations, take
 from statespan.fit.fitting import Fitter, restart
 from statespan.method import run, total
 from statespan.methods import method_for
@@ -24,6 +24,9 @@ class SGD(Fitter):
         clip: largest norm of the gradient; None does not clip.
         weight_decay: passed to the optimiser.
         options: more keyword arguments of the optimiser.
+        tolerance: stop when in `patience` epochs the best log-likelihood of an observation has risen by less than this;
+            0 never stops.
+        patience: how many epochs.
         callback: called after each pass with its number, from 1, and its log-likelihood.
 
     Source:
@@ -47,10 +50,13 @@ class SGD(Fitter):
         weight_decay: float = 0.0,
         options: dict[str, Any] | None = None,
         callback: Callable[[int, float], None] | None = None,
+        tolerance: float = 0.0,
+        patience: int = 5,
     ):
         if epochs < 1:
             raise StatespanError(f"SGD(epochs={epochs}): use at least one")
         self.epochs, self.learning_rate, self.optimizer, self.batch = epochs, learning_rate, optimizer, batch
+        self.tolerance, self.patience = tolerance, patience
         self.clip, self.weight_decay, self.options, self.callback = clip, weight_decay, options or {}, callback
         self.history: list[float] = []
 
@@ -87,5 +93,10 @@ class SGD(Fitter):
             self.history.append(likelihood)
             if self.callback is not None:
                 self.callback(epoch + 1, likelihood)
+            if self.tolerance and len(self.history) > self.patience:
+                before = max(self.history[: -self.patience])
+                if max(self.history[-self.patience :]) - before < self.tolerance * observations(data):
+                    break
         model.eval()
+        self.notes = notes(model, None)
         return self.history[-1]
