@@ -10,12 +10,13 @@ from statespan.errors import StatespanError
 from statespan.families_linear import linear_gaussian
 from statespan.model import StateSpace
 from statespan.part import seeded
+from statespan.parts.durations import FreeDurations, SemiMarkov
 from statespan.parts.emissions import stochastic
 from statespan.parts.finite import Dense
 from statespan.parts.initial import Leading, Start
 from statespan.parts.rows import as_fixed, held_entries
 
-__all__ = ["hmm", "linear_gaussian"]
+__all__ = ["hmm", "linear_gaussian", "semi_markov"]
 
 
 def hmm(
@@ -67,7 +68,7 @@ def hmm(
         "initial": len(given_initial) if given_initial is not None else getattr(initial, "states", None),
         "transition": len(given_transition) if given_transition is not None else _public_states(transition),
     }
-    if getattr(transition, "owners", None) is not None and sizes["initial"] == transition.states:
+    if getattr(transition, "owners", None) is not None and sizes["initial"] == getattr(transition, "states", None):
         sizes.pop("initial")
     known = {name: size for name, size in sizes.items() if size is not None}
     if len(set(known.values())) > 1:
@@ -86,6 +87,65 @@ def hmm(
         start.set_probs(given_initial)
     if given_transition is not None:
         move.set_probs(given_transition)
+    return model
+
+
+def semi_markov(
+    states: int | None = None,
+    longest: int = 20,
+    emission: Any = None,
+    durations: Any = None,
+    initial: Any = None,
+    transition: Any = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    seed: int | None = None,
+) -> StateSpace:
+    r"""A hidden semi-Markov model: each state lasts as long as a law of its own says, then another one follows.
+
+    p(z, y) = p(first state) x product over segments of p(d | k) p(next | k) x product of p(y_t | z_t); the last
+    segment, which may go on, counts by p(duration >= d). `ss.ages` gives the posterior of how long a state has lasted.
+
+    Args:
+        states: K.
+        longest: D, the longest duration; each step costs K D + K^2.
+        emission: an emission part, such as `Categorical(symbols)` or `Gaussian(dim)`.
+        durations: the law: `FreeDurations`, `PoissonDurations`, `NegativeBinomialDurations`, `GeometricDurations`, or
+            one of your own; None is any law on 1..`longest`. Where it is given, it says the longest itself.
+        initial: (K,) probabilities of the first state, or an initial part; `Stationary()` for a series cut out of a
+            longer one.
+        transition: (K, K) probabilities of the next state, or a part; None is free and never stays.
+        dtype: float64 unless you say otherwise.
+        device: where the parameters lie.
+        seed: makes the random start repeatable.
+
+    Raises:
+        StatespanError: sizes that do not agree.
+
+    Source:
+        Rabiner 1989, section IV.D; Guedon 2003.
+
+    Example:
+        >>> import statespan as ss
+        >>> model = ss.semi_markov(states=2, longest=6, emission=ss.Categorical(3), seed=0)
+        >>> model.smooth([0, 1, 1, 2]).probs.shape
+        torch.Size([4, 2])
+    """
+    law = FreeDurations(longest=longest) if durations is None else durations
+    given = None
+    if _is_table(transition):
+        transition, given = _held_or_given(transition, "semi_markov(transition=)", 2, Dense)
+        if given is not None:
+            elsewhere = torch.where(torch.eye(len(given), dtype=torch.bool) & (given == 0), 0.0, torch.nan)
+            transition = Dense(len(given), fixed=elsewhere)
+    known = [states, getattr(transition, "states", None), getattr(law, "states", None)]
+    known += [getattr(emission, "states", None)]
+    k = next((n for n in known if n is not None), None)
+    with seeded(seed):
+        chain = SemiMarkov(k, law, transition)
+    model = hmm(k, emission, initial, chain, dtype, device, seed)
+    if given is not None:
+        model.transition.jumps.set_probs(given)
     return model
 
 

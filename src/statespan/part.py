@@ -101,9 +101,14 @@ class FiniteTransition(ABC):
 
     autoregressive: ClassVar[bool] = False
     states: int
-    owners: Tensor | None = None
-    """(K,) integers, where one public state stands for several of this chain (durations, higher orders): the public
-    state of each. The emission, labels and answers speak of public states. None: they are the same."""
+
+    @property
+    def owners(self) -> Tensor | None:
+        """(K,) integers, where one public state stands for several of this chain (durations, higher orders).
+
+        They are the public state of each; the emission, labels and answers speak of those. None: they are the same.
+        """
+        return None
 
     @property
     def public_states(self) -> int:
@@ -283,7 +288,7 @@ class Affine(NamedTuple):
     Args:
         matrix: A, (E, D).
         offset: b, (E,).
-        scale: (E, E), a square root of the covariance.
+        scale: (E, M), a root of the covariance, scale scale'.
     """
 
     matrix: Tensor
