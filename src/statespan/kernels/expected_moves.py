@@ -5,7 +5,7 @@ d log p / d likelihood, expected moves = table x d log p / d table. As nothing h
 beliefs stay in the layout of the lanes, and the predicted ones need not be kept or made again.
 """
 
-from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,42 +20,113 @@ GROUPS = 2
 SMALL = 200_000
 
 
-def _jit() -> tuple[ModuleType, ModuleType]:
-    from . import _jit_expected_moves, _jit_forward_backward
+#: So many sequences, as a part of the lanes, go one by one, their states across the lanes.
+FEW = 2
+#: Steps that a thread takes at once where it joins the messages of one sequence.
+PIECE = 4096
 
-    return _jit_expected_moves, _jit_forward_backward
+
+class _Chain(NamedTuple):
+    """The inputs, contiguous."""
+
+    predicted: Tensor
+    table: Tensor
+    likelihood: Tensor
+    lengths: Tensor | None
+    weights: Tensor
+    counting: bool
 
 
 def _expected_moves(
-    predicted: Tensor, table: Tensor, likelihood: Tensor, lengths: Tensor | None, weights: Tensor | None, counting: bool
+    predicted: Tensor,
+    table: Tensor,
+    likelihood: Tensor,
+    lengths: Tensor | None,
+    weights: Tensor | None,
+    counting: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    steps, batch, K = likelihood.shape
+    from . import _jit_forward_backward
+
+    steps, batch, _ = likelihood.shape
     normaliser = np.ones((steps, batch))
     posterior = torch.empty_like(likelihood, memory_format=torch.contiguous_format)
-    counts = table.new_zeros(K, K)
-    if not likelihood.numel():
-        return torch.from_numpy(normaliser).log_(), posterior, counts
-    order, lengths = shared.longest_first(lengths, steps, batch)
-    predicted, table, likelihood = (x.detach().contiguous() for x in (predicted, table, likelihood))
-    weights = likelihood.new_ones(batch) if weights is None else weights.detach().to(likelihood.dtype).contiguous()
-    states = shared.padded(K)
-    width = GROUPS * 64 // likelihood.element_size()
+    counts = torch.zeros_like(table, memory_format=torch.contiguous_format)
+    if likelihood.numel():
+        predicted, table, likelihood = (x.detach().contiguous() for x in (predicted, table, likelihood))
+        weights = likelihood.new_ones(batch) if weights is None else weights.detach().to(likelihood.dtype).contiguous()
+        chain = _Chain(predicted, table, likelihood, lengths, weights, counting)
+        few = batch * likelihood.element_size() * FEW <= 64
+        done = _one_by_one(chain, normaliser, posterior) if few else None
+        torch.mul(table, _across_lanes(chain, normaliser, posterior) if done is None else done, out=counts)
+    _jit_forward_backward.logarithms(0, normaliser.size, normaliser.reshape(-1))
+    return torch.from_numpy(normaliser), posterior, counts
+
+
+def _across_lanes(chain: _Chain, normaliser: np.ndarray, posterior: Tensor) -> Tensor:
+    from . import _jit_expected_moves as jit
+
+    steps, batch, K = posterior.shape
+    order, lengths = shared.longest_first(chain.lengths, steps, batch)
+    width = GROUPS * 64 // posterior.element_size()
     blocks = (batch + width - 1) // width
     threads = torch.get_num_threads()
-    small = threads == 1 or likelihood.numel() * K < SMALL
+    small = threads == 1 or posterior.numel() * K < SMALL
     ranges = shared.pieces(blocks, 1 if small else 4 * threads)
-    panels = (shared.panels(x).numpy() for x in (table, table.t()))
-    inputs = [*(x.numpy() for x in (order, lengths, predicted)), *panels, likelihood.numpy(), weights.numpy(), counting]
-    parts = table.new_zeros(len(ranges), states, states)
-    jit, recursion = _jit()
+    panels = (shared.panels(x).numpy() for x in (chain.table, chain.table.t()))
+    inputs = [*(x.numpy() for x in (order, lengths, chain.predicted)), *panels]
+    inputs += [chain.likelihood.numpy(), chain.weights.numpy(), chain.counting]
+    parts = posterior.new_zeros(len(ranges), shared.padded(K), shared.padded(K))
 
     def some(i: int) -> None:
         jit.expect_lanes(*ranges[i], GROUPS, *inputs, normaliser, posterior.numpy(), parts[i].numpy())
 
     shared.parallel(some, len(ranges))
-    recursion.logarithms(0, normaliser.size, normaliser.reshape(-1))
-    torch.mul(table, parts[:, :K, :K].sum(0), out=counts)
-    return torch.from_numpy(normaliser), posterior, counts
+    return parts[:, :K, :K].sum(0)
+
+
+def _one_by_one(chain: _Chain, normaliser: np.ndarray, posterior: Tensor) -> Tensor | None:
+    """None where messages that do not know of each other cannot be joined: an impossible observation is one reason."""
+    from . import _jit_long_chain as jit
+
+    steps, batch, K = posterior.shape
+    ends = [steps] * batch if chain.lengths is None else chain.lengths.clamp(0, steps).tolist()
+    lanes = 64 // posterior.element_size()
+    filtered = torch.empty_like(posterior)
+    tables = [shared.panels(x, columns=2 * lanes).numpy() for x in (chain.table, chain.table.t())]
+    starts = [chain.predicted.numpy(), np.ones((batch, K), posterior.numpy().dtype)]
+    outputs = [filtered.numpy(), posterior.numpy()]
+    threads = 1 if posterior.numel() * K < SMALL else torch.get_num_threads()
+    whole = [True]
+
+    def send(i: int) -> None:
+        b, backwards = divmod(i, 2)
+        start, output = starts[backwards][b], outputs[backwards]
+        likelihood = chain.likelihood.numpy()
+        if not jit.messages(b, ends[b], backwards == 1, start, tables[backwards], likelihood, normaliser, output):
+            whole[0] = False
+
+    shared.parallel(send, 2 * batch, threads)
+    pieces = [(b, n) for b in range(batch) for n in shared.pieces(ends[b], max(threads, ends[b] // PIECE))]
+    parts = posterior.new_zeros(min(threads, len(pieces)), shared.padded(K), (K + lanes - 1) // lanes * lanes)
+    free = list(parts.numpy())
+    weights = chain.weights.numpy()
+
+    def join(i: int) -> None:
+        b, (first, last) = pieces[i]
+        mine = free.pop()
+        inputs = chain.counting, chain.likelihood.numpy(), normaliser
+        if not jit.join(b, first, last, weights[b], *inputs, *outputs, mine):
+            whole[0] = False
+        free.append(mine)
+
+    if whole[0]:
+        shared.parallel(join, len(pieces), threads)
+    if not whole[0]:
+        normaliser[:] = 1
+        return None
+    for b, end in enumerate(ends):
+        posterior[end:, b] = 0
+    return parts.sum(0)[:K, :K]
 
 
 def _fake(

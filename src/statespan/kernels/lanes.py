@@ -160,22 +160,23 @@ def padded(states: int) -> int:
     return (states + 3) // 4 * 4
 
 
-def panels(table: Tensor, fill: float = 0.0) -> Tensor:
-    """A table (K, K) cut into panels of 4 columns, each of which lies together: (K/4, K, 4), flat, K rounded up.
+def panels(table: Tensor, fill: float = 0.0, columns: int = 4) -> Tensor:
+    """A table (K, K) cut into panels of some columns, each of which lies together: (K/4, K, 4), flat, K rounded up.
 
     Args:
         table: (K, K).
         fill: what is beyond K.
+        columns: of a panel, a multiple of 4; so many columns at least, and rows rounded up to 4.
 
     Example:
         >>> panels(torch.ones(1, 1)).tolist()
         [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     """
     K = table.shape[0]
-    states = padded(K)
-    whole = table.new_full((states, states), fill)
+    rows, wide = padded(K), -(-K // columns) * columns
+    whole = table.new_full((rows, wide), fill)
     whole[:K, :K] = table
-    return whole.view(states, states // 4, 4).permute(1, 0, 2).reshape(-1)
+    return whole.view(rows, wide // columns, columns).permute(1, 0, 2).reshape(-1)
 
 
 #: The operators of all kernels are defined in this fragment of torch's library "statespan".
