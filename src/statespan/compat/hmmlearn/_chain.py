@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from statespan.compat.hmmlearn._parts import WeightMatrix, Weights
+from statespan.compat.hmmlearn._parts import GivenMatrix, GivenStart
 from statespan.errors import StatespanError
 from statespan.fit.em import group, take
 from statespan.method import Statistics, prepare, run, total
@@ -88,7 +88,7 @@ class Chain:
             raise StatespanError(f"implementation={implementation!r}; use 'log' or 'scaling'")
         self.scaling, self.states, self.method = implementation == "scaling", len(initial), Forward()
         initial, table = (torch.as_tensor(np.asarray(x, dtype=float)) for x in (initial, table))
-        self.model = StateSpace(Weights(initial), WeightMatrix(table), emission)
+        self.model = StateSpace(GivenStart(initial), GivenMatrix(table), emission)
         with torch.no_grad():
             self.constants = self.method.constants(self.model)
 

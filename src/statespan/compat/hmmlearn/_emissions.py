@@ -127,6 +127,11 @@ def gaussian(means: np.ndarray, covars: np.ndarray, covariance_type: str) -> Gau
     return part
 
 
+def variances(second: np.ndarray, rank: int) -> np.ndarray:
+    """Weighted sums of squares (..., D), of `rank` dimensions, from those or from sums of products (..., D, D)."""
+    return second if second.ndim == rank else second.diagonal(axis1=-2, axis2=-1)
+
+
 def check_covars(covars: np.ndarray, covariance_type: str, states: int) -> None:
     """Refuse what is no covariance of this type."""
     if covariance_type not in COVARIANCE_TYPES:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from statespan.errors import StatespanError
@@ -12,7 +12,7 @@ from statespan.sequences import Event
 from statespan.tree import Tree
 
 
-class Weights(Part, FiniteInitial):
+class GivenStart(Part, FiniteInitial):
     """An initial vector taken as it is; it need not sum to one.
 
     Args:
@@ -31,7 +31,7 @@ class Weights(Part, FiniteInitial):
         """Nothing: the model of the drop-in does it."""
 
 
-class WeightMatrix(Part, MatrixTransition):
+class GivenMatrix(Part, MatrixTransition):
     """A matrix of moves taken as it is; its rows need not sum to one.
 
     Args:
@@ -51,7 +51,7 @@ class WeightMatrix(Part, MatrixTransition):
         """Nothing: the model of the drop-in does it."""
 
 
-class Frames(Part, FiniteEmission):
+class LogFrames(Part, FiniteEmission):
     """Observations that are log p(y_t | z_t = k) themselves, (T, B, K): for a subclass that writes its own density.
 
     Its expected statistics are the posterior, so that the subclass may sum what it likes.
@@ -132,51 +132,70 @@ class Tilted(Part, FiniteEmission):
         self.emission.maximize(stats)
 
 
-class Mixture(Part, FiniteEmission):
+class GaussianComponents(Part, FiniteEmission):
     r"""Several normal distributions in each state: p(y | k) = sum over m of weights_km N(y; mean_km, covariance_km).
 
     Args:
         emission: the normal distributions, those of state 0 first: a `Gaussian` of K M states.
-        weights: (K, M), rows sum to one.
+        states: K.
     """
 
-    def __init__(self, emission: Any, weights: Tensor):
+    def __init__(self, emission: Any, states: int):
         super().__init__()
-        self.emission, self.weights = emission, weights
-        self.states, self.event = len(weights), emission.event
+        self.emission, self.states, self.event = emission, states, emission.event
+        self.logits = nn.Parameter(torch.zeros(states, emission.states // states))
 
-    def constants(self) -> Tree:
-        """Those of the normal distributions."""
-        return self.emission.constants()
+    def recipe(self) -> tuple[tuple, dict[str, Any]]:
+        """The emission's own recipe, and K."""
+        return (self.emission, self.states), {}
 
-    def _joint(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tree) -> Tensor:
+    @property
+    def weights(self) -> Tensor:
+        """(K, M), rows sum to one."""
+        return self.logits.softmax(-1)
+
+    def constants(self) -> tuple[Tree, Tensor]:
+        """Those of the normal distributions, and the weights."""
+        return self.emission.constants(), self.weights
+
+    def _joint(self, y: Tensor, u: Tree, observed: Tensor | None, constants: tuple[Tree, Tensor]) -> Tensor:
         """Log p(y, m | k), (T, B, K, M)."""
-        log = self.emission.log_likelihood(y, u, observed, constants)
-        return log.unflatten(-1, self.weights.shape) + self.weights.log()
+        log = self.emission.log_likelihood(y, u, observed, constants[0])
+        return log.unflatten(-1, self.logits.shape) + constants[1].log()
 
-    def log_likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tree) -> Tensor:
+    def log_likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: tuple[Tree, Tensor]) -> Tensor:
         """Log p(y | k), (T, B, K)."""
         return self._joint(y, u, observed, constants).logsumexp(-1)
 
     def _shares(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """State weights (T, B, K) as those of states and components, (T, B, K M)."""
-        joint = self._joint(y, u, observed, self.constants())
-        share = joint.softmax(-1)
-        share = torch.where(joint.amax(-1, keepdim=True).isfinite(), share, self.weights)
+        constants = self.constants()
+        joint = self._joint(y, u, observed, constants)
+        share = torch.where(joint.amax(-1, keepdim=True).isfinite(), joint.softmax(-1), constants[1])
         return (weights[..., None] * share).flatten(-2)
 
-    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
+    def mixture(self, probs: Tensor, u: Tree, constants: tuple[Tree, Tensor]) -> Distribution:
         """A mixture of all of them."""
-        return self.emission.mixture((probs[..., None] * self.weights).flatten(-2), u, constants)
+        return self.emission.mixture((probs[..., None] * constants[1]).flatten(-2), u, constants[0])
 
     def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The mean, given what is there of each row."""
         return self.emission.fill(y, u, observed, self._shares(y, u, observed, weights))
 
     @torch.no_grad()
+    def set_weights(self, weights: Tensor) -> None:
+        """Make `weights` (K, M) those of the components."""
+        self.logits.copy_(weights.log())
+
+    @torch.no_grad()
     def statistics(self, y: Tensor, u: Tree, weights: Tensor, observed: Tensor | None) -> Tree:
         """Those of the normal distributions, K M of each."""
         return self.emission.statistics(y, u, self._shares(y, u, observed, weights), observed)
 
-    def maximize(self, stats: Tree) -> None:
-        """Nothing: the model of the drop-in does it."""
+    @torch.no_grad()
+    def maximize(self, stats: Any) -> None:
+        """Closed-form M-step; a state never visited keeps its weights."""
+        each = stats.weight.view_as(self.logits)
+        total = each.sum(-1, keepdim=True)
+        self.set_weights(torch.where(total > 0, each / total.clamp_min(1e-300), self.weights))
+        self.emission.maximize(stats)

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, check_random_
 from torch import Tensor
 
 from statespan.compat.hmmlearn._chain import Batch, Chain, batches
-from statespan.compat.hmmlearn._parts import Frames
+from statespan.compat.hmmlearn._parts import LogFrames
 from statespan.compat.hmmlearn._variational import dirichlet_divergence, expected_log
 from statespan.errors import StatespanError
 from statespan.families import hmm
@@ -288,7 +288,7 @@ class _AbstractHMM(BaseEstimator):
 
     def _chain(self) -> Chain:
         """The model as it is, for inference."""
-        emission = Frames(self.n_components) if self._frames else self._part()
+        emission = LogFrames(self.n_components) if self._frames else self._part()
         return Chain(self.startprob_, self.transmat_, emission, self.implementation)
 
     def _observations(self, X: np.ndarray) -> tuple[Tensor, Tensor | None]:
@@ -633,4 +633,5 @@ def _mode(prior: Any, counts: np.ndarray, now: np.ndarray) -> np.ndarray:
     """The mode of a Dirichlet posterior, row by row: prior - 1 + counts, not below zero; a zero stays zero."""
     new = np.where(now == 0, 0, np.maximum(prior - 1 + counts, 0))
     sums = new.sum(-1, keepdims=True)
-    return new / np.where(sums == 0, 1, sums)
+    with np.errstate(under="ignore"):
+        return new / np.where(sums == 0, 1, sums)

@@ -16,9 +16,10 @@ from statespan.compat.hmmlearn._emissions import (
     gaussian,
     numbers,
     spread,
+    variances,
     whole_numbers,
 )
-from statespan.compat.hmmlearn._parts import Mixture
+from statespan.compat.hmmlearn._parts import GaussianComponents
 from statespan.compat.hmmlearn.base import BaseHMM
 from statespan.compat.hmmlearn.utils import normalize
 from statespan.errors import StatespanError
@@ -204,7 +205,7 @@ class GaussianHMM(GaussianEmission, BaseHMM):
             return
         moved, off = means - now, means - prior
         if self.covariance_type in ("diag", "spherical"):
-            scatter = second.diagonal(axis1=1, axis2=2) - 2 * moved * first + w * moved**2 + trust * off**2
+            scatter = variances(second, 2) - 2 * moved * first + w * moved**2 + trust * off**2
             total = np.maximum(np.maximum(_by_state(self.covars_weight, 2) - 1, 0) + w, 1e-5)
             covars = (_by_state(self.covars_prior, 2) + scatter) / total
             if self.covariance_type == "spherical":
@@ -381,12 +382,14 @@ class GMMHMM(BaseHMM):
         variances = self.covars_[..., None] if self.covariance_type == "spherical" else self.covars_
         return np.broadcast_to(variances, (k, m, d))[..., None] * np.eye(d)
 
-    def _part(self) -> Mixture:
+    def _part(self) -> GaussianComponents:
         d = self.n_features
         # Of `gaussian` "tied" is one matrix for everything; here each component has its own, or its state's.
         kind = "full" if self.covariance_type == "tied" else self.covariance_type
         means = np.asarray(self.means_, dtype=float).reshape(-1, d)
-        return Mixture(gaussian(means, self._full().reshape(-1, d, d), kind), torch.tensor(self.weights_).double())
+        part = GaussianComponents(gaussian(means, self._full().reshape(-1, d, d), kind), self.n_components).double()
+        part.set_weights(torch.tensor(self.weights_))
+        return part
 
     def _get_n_fit_scalars_per_param(self) -> dict[str, int]:
         k, m, d = self.n_components, self.n_mix, self.n_features
@@ -416,10 +419,10 @@ class GMMHMM(BaseHMM):
         off = self.means_ - self.means_prior
         prior, other = self.covars_prior, self.covars_weight
         if self.covariance_type == "diag":
-            scatter = second.diagonal(axis1=2, axis2=3) + trust[..., None] * off**2 + 2 * other
+            scatter = variances(second, 3) + trust[..., None] * off**2 + 2 * other
             total = weight[..., None] + 1 + 2 * (prior + 1)
         elif self.covariance_type == "spherical":
-            scatter = second.trace(axis1=2, axis2=3) + trust * (off**2).sum(-1) + 2 * other
+            scatter = variances(second, 3).sum(-1) + trust * (off**2).sum(-1) + 2 * other
             total = d * (weight + 1) + 2 * (prior + 1)
         else:
             scatter = second + trust[..., None, None] * off[..., :, None] * off[..., None, :]

@@ -15,6 +15,7 @@ from statespan.compat.hmmlearn._emissions import (
     complete,
     gaussian,
     spread,
+    variances,
 )
 from statespan.compat.hmmlearn._parts import Tilted
 from statespan.compat.hmmlearn._variational import (
@@ -282,18 +283,21 @@ class VariationalGaussianHMM(GaussianEmission, VariationalBaseHMM):
         if "c" not in self.params:
             return
         far, moved = self.means_prior_ - now, self.means_posterior_ - now
-        scatter = second + self.beta_prior_[:, None, None] * far[:, :, None] * far[:, None]
-        scatter = scatter - self.beta_posterior_[:, None, None] * moved[:, :, None] * moved[:, None]
-        variances = scatter.diagonal(axis1=1, axis2=2)
+        trust, total = self.beta_prior_[:, None], self.beta_posterior_[:, None]
+        if self.covariance_type in ("diag", "spherical"):
+            scatter = variances(second, 2) + trust * far**2 - total * moved**2
+            scatter = scatter.mean(1) if self.covariance_type == "spherical" else scatter
+        else:
+            scatter = second + trust[:, None] * far[:, :, None] * far[:, None]
+            scatter = scatter - total[:, None] * moved[:, :, None] * moved[:, None]
         if self.covariance_type == "tied":
             self.dof_posterior_ = self.dof_prior_ + weight.sum()
             self.scale_posterior_ = self.scale_prior_ + scatter.sum(0)
             self._covars_ = self.scale_posterior_ / self.dof_posterior_
             return
-        sums = {"full": scatter, "diag": variances, "spherical": variances.mean(1)}[self.covariance_type]
         self.dof_posterior_ = self.dof_prior_ + weight
-        self.scale_posterior_ = self.scale_prior_ + sums
-        self._covars_ = self.scale_posterior_ / self.dof_posterior_.reshape(-1, *[1] * (sums.ndim - 1))
+        self.scale_posterior_ = self.scale_prior_ + scatter
+        self._covars_ = self.scale_posterior_ / self.dof_posterior_.reshape(-1, *[1] * (scatter.ndim - 1))
 
     def _compute_lower_bound(self, log_prob: float) -> float:
         scale, dof = self._full(self.scale_posterior_)

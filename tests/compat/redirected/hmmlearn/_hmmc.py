@@ -5,11 +5,11 @@ import torch
 
 import statespan as ss
 from statespan.compat.hmmlearn._chain import Chain, batches
-from statespan.compat.hmmlearn._parts import Frames
+from statespan.compat.hmmlearn._parts import LogFrames
 
 
 def _ask(startprob, transmat, log_frames):
-    chain = Chain(startprob, transmat, Frames(len(startprob)))
+    chain = Chain(startprob, transmat, LogFrames(len(startprob)))
     return chain, batches(torch.as_tensor(log_frames), None, None, len(startprob))
 
 
