@@ -138,10 +138,40 @@ def _multinomial(emission: Any) -> list[Law]:
     return [law(p) for p in probs]
 
 
+def _student(emission: Any) -> list[Law]:
+    def law(df: float, loc: np.ndarray, matrix: np.ndarray) -> Law:
+        def log(y: np.ndarray, there: np.ndarray) -> float:
+            if not there.any():
+                return 0.0
+            return float(stats.multivariate_t(loc[there], matrix[np.ix_(there, there)], df).logpdf(y[there]))
+
+        return Law(log, lambda y, there: _regress(loc, matrix, y, there))
+
+    return [law(*row) for row in zip(*_each(emission, "df", "loc", "scale_matrix"), strict=True)]
+
+
+def _mixture(emission: Any) -> list[Law]:
+    def law(weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> Law:
+        each = [_normal_law(*pair) for pair in zip(means, covariances, strict=True)]
+
+        def logs(y: np.ndarray, there: np.ndarray) -> np.ndarray:
+            return np.log(weights) + [part.log(y, there) for part in each]
+
+        def mean(y: np.ndarray, there: np.ndarray) -> np.ndarray:
+            shares = np.exp(logs(y, there) - np.logaddexp.reduce(logs(y, there)))
+            return shares @ np.stack([part.mean(y, there) for part in each])
+
+        return Law(lambda y, there: float(np.logaddexp.reduce(logs(y, there))), mean)
+
+    return [law(*row) for row in zip(*_each(emission, "weights", "mean", "covariance"), strict=True)]
+
+
 FAMILIES: dict[str, Callable[[Any], list[Law]]] = {
     "Gaussian": _normal,
     "FactorGaussian": _normal,
+    "GaussianMixture": _mixture,
     "Multinomial": _multinomial,
+    "StudentT": _student,
     **dict.fromkeys(COORDINATES, _independent),
 }
 """Every emission of vectors: the laws of its states."""

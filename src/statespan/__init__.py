@@ -8,7 +8,7 @@ from statespan.answers import Forecast, Posterior
 from statespan.belief import Best, Diffuse, Discrete, Hidden, Particles, Point
 from statespan.belief import Gaussian as GaussianBelief
 from statespan.errors import StatespanError
-from statespan.families import hmm, linear_gaussian, semi_markov
+from statespan.families import factorial_hmm, hmm, linear_gaussian, semi_markov
 from statespan.files import load
 from statespan.fit import EM, LBFGS, SGD, VI, Chain
 from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
@@ -44,6 +44,7 @@ from statespan.parts.emissions import (
     StudentT,
     VonMises,
 )
+from statespan.parts.factorial import Factorial, FactorialStart
 from statespan.parts.finite import Dense, banded, left_to_right
 from statespan.parts.gaussian_initial import DiffuseStart, NormalStart, StationaryStart
 from statespan.parts.initial import Start, Stationary
@@ -75,6 +76,8 @@ __all__ = [
     "Discrete",
     "Exponential",
     "FactorGaussian",
+    "Factorial",
+    "FactorialStart",
     "Forecast",
     "Forward",
     "FreeDurations",
@@ -130,6 +133,7 @@ __all__ = [
     "decompose",
     "detach",
     "elman",
+    "factorial_hmm",
     "gru",
     "hmm",
     "jordan",

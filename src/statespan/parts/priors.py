@@ -1,6 +1,6 @@
 """Priors of parameters that are probabilities."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,3 +72,70 @@ def log_beta(logits: Tensor, prior: tuple[float, float]) -> Tensor:
     a, b = prior
     softplus = torch.nn.functional.softplus
     return -((a - 1) * softplus(-logits) + (b - 1) * softplus(logits)).sum()
+
+
+class NormalInverseWishart(NamedTuple):
+    """A prior on means and covariances: on the covariances if there is a `scale`, on the means if there is a strength.
+
+    log p = -(nu + D + 1 + [kappa > 0]) / 2 log |S| - tr((Psi + kappa (m - m0) (m - m0)') S^-1) / 2 for each state; of
+    a tied covariance the inverse Wishart's part counts once.
+
+    Source:
+        Murphy, Machine Learning: A Probabilistic Perspective 2012, section 4.6.3.2.
+    """
+
+    scale: Tensor | None
+    degrees: float
+    mean_strength: float
+    mean: Tensor
+
+    @staticmethod
+    def check(dim: int, scale: Any, degrees: float | None, mean_strength: float, mean: Any) -> "NormalInverseWishart":
+        """From what a user says."""
+        degrees = float(dim + 2) if degrees is None else float(degrees)
+        least = -dim - 1 - (mean_strength > 0)
+        if not (degrees >= least and mean_strength >= 0):
+            raise StatespanError(
+                f"prior on a covariance: degrees={degrees:g}, mean_strength={mean_strength:g}; "
+                f"use degrees of {least} or more and a strength of 0 or more"
+            )
+        psi = None if scale is None else torch.as_tensor(scale, dtype=torch.float64)
+        if psi is not None:
+            psi = psi * torch.eye(dim, dtype=torch.float64) if psi.dim() == 0 else psi
+            if psi.dim() < 2 or psi.shape[-2:] != (dim, dim) or bool((torch.linalg.eigvalsh(psi) < -1e-12).any()):
+                raise StatespanError(
+                    f"prior_scale is {tuple(psi.shape)}; give a number, or matrices ({dim}, {dim}) or "
+                    f"(K, {dim}, {dim}) without negative eigenvalues"
+                )
+        return NormalInverseWishart(psi, degrees, float(mean_strength), torch.as_tensor(mean, dtype=torch.float64))
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that make it again."""
+        scale = None if self.scale is None else self.scale.tolist()
+        degrees, strength = self.degrees, self.mean_strength
+        return {"prior_scale": scale, "degrees": degrees, "mean_strength": strength, "prior_mean": self.mean.tolist()}
+
+    def psi(self, like: Tensor) -> Tensor:
+        """Psi, (D, D) or (K, D, D)."""
+        dim = like.shape[-1]
+        return like.new_zeros(dim, dim) if self.scale is None else self.scale.to(like)
+
+    def location(self, like: Tensor) -> Tensor:
+        """The prior mean, as (K, D)."""
+        return self.mean.to(like).expand_as(like)
+
+    def extra(self, dim: int, states: int = 1) -> float:
+        """What is added to the weight that a scatter is divided by; `states` share one covariance."""
+        return (self.degrees + dim + 1 if self.scale is not None else 0.0) + states * (self.mean_strength > 0)
+
+    def log(self, mean: Tensor, factor: Tensor, tied: bool) -> Tensor | float:
+        """The log-density, up to a constant, of means (K, D) and factors (K, D, D) of covariances."""
+        if self.scale is None and not self.mean_strength:
+            return 0.0
+        dim, each = mean.shape[-1], slice(0, 1) if tied else slice(None)
+        log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)[each]
+        value = -self.extra(dim, len(mean) if tied else 1) / 2 * log_det.sum()
+        inverse = torch.cholesky_inverse(factor)
+        value = value - (self.psi(mean) * inverse[each]).sum() / 2
+        off = mean - self.location(mean)
+        return value - self.mean_strength * torch.einsum("kd,kde,ke->", off, inverse, off) / 2

@@ -11,6 +11,8 @@ from torch.distributions import Distribution, MixtureSameFamily, MultivariateNor
 
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, Generative, Part
+from statespan.parts.emissions.common import spread_out
+from statespan.parts.priors import NormalInverseWishart
 from statespan.sequences import Event
 from statespan.shapes import Float
 from statespan.tree import Tree
@@ -31,9 +33,21 @@ class Gaussian(Part, FiniteEmission, Generative):
         mean: (K, D), to give the parameters instead of the sizes; `covariance` is then the matrices (K, D, D).
         floor: the least variance in any direction that the M-step gives, in the units of y squared: without one a state
             that settles on one point has unbounded likelihood.
+        prior_scale: Psi of a normal-inverse-Wishart prior on mean and covariance, (D, D) or (K, D, D), or a number for
+            that times the identity; None is no prior on the covariance. Psi is added to each scatter.
+        degrees: nu of it; each scatter is divided by its weight + nu + D + 1 (+ 1 where `mean_strength` is positive).
+            D + 2 unless you say otherwise: then Psi is the covariance expected a priori.
+        mean_strength: kappa of it: the prior mean counts as that many observations; 0 is no prior on the means.
+        prior_mean: (D,), (K, D) or a number.
+
+    hmmlearn's defaults are `prior_scale=1e-2, degrees=-D - 1` for "diagonal" and "spherical" (its `covars_prior`, and
+    max(`covars_weight` - 1, 0) - D - 1 in general), and for "full" and "tied" a (D, D) matrix full of 1e-2, as it adds
+    the number to every entry, with degrees max(`covars_weight` - D, 0) - D - 1; one less where its
+    `means_weight`, our `mean_strength`, is positive.
 
     Source:
-        Bishop, Pattern Recognition and Machine Learning 2006, sections 9.2 and 13.2.
+        Bishop, Pattern Recognition and Machine Learning 2006, sections 9.2 and 13.2; prior: Murphy, Machine Learning: A
+        Probabilistic Perspective 2012, section 4.6.3.3.
 
     Example:
         >>> Gaussian(dim=2, states=3).covariance.shape
@@ -41,9 +55,10 @@ class Gaussian(Part, FiniteEmission, Generative):
     """
 
     class Stats(NamedTuple):
-        """Sums over observations: weights (K,), and weighted x (K, D) and x x' (K, D, D), x = y - the state's mean now.
+        """Sums over observations: weights (K,), weighted x (K, D) and x x' (K, D, D), x = y - the state's mean now.
 
-        About the mean, not about zero, so that nothing cancels where y is large and its spread is small.
+        About the mean, not about zero, so that nothing cancels where y is large and its spread is small. Where the
+        covariance is diagonal the last are squares, (K, D).
         """
 
         weight: Tensor
@@ -57,6 +72,10 @@ class Gaussian(Part, FiniteEmission, Generative):
         states: int | None = None,
         mean: Any = None,
         floor: float = 1e-6,
+        prior_scale: Any = None,
+        degrees: float | None = None,
+        mean_strength: float = 0.0,
+        prior_mean: Any = 0.0,
     ):
         super().__init__()
         given = None
@@ -68,6 +87,7 @@ class Gaussian(Part, FiniteEmission, Generative):
             raise StatespanError(f"covariance={covariance!r} is none of {', '.join(COVARIANCES)}; choose one of them")
         self.dim, self.kind, self.states, self.floor = dim, covariance, states, floor
         self.event = Event(1, None, dim)
+        self.prior = NormalInverseWishart.check(dim, prior_scale, degrees, mean_strength, prior_mean)
         if states is not None:
             self.mean = nn.Parameter(torch.randn(states, dim))
             self.log_diagonal = nn.Parameter(torch.zeros(*_diagonal_shape(covariance, states, dim)))
@@ -78,11 +98,18 @@ class Gaussian(Part, FiniteEmission, Generative):
 
     def recipe(self) -> tuple[tuple, dict[str, Any]]:
         """The sizes."""
-        return (self.dim, self.kind, self.states), {"floor": self.floor}
+        return (self.dim, self.kind, self.states), {"floor": self.floor, **self.prior.arguments()}
 
     def sized(self, states: int) -> "Gaussian":
         """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else Gaussian(self.dim, self.kind, states, floor=self.floor)
+        if self.states is not None:
+            return self
+        return Gaussian(self.dim, self.kind, states, floor=self.floor, **self.prior.arguments())
+
+    @property
+    def plain(self) -> bool:
+        """Whether coordinates are independent given the state."""
+        return self.kind in ("diagonal", "spherical")
 
     def factor(self) -> Tensor:
         """The lower triangular L with covariance L L', (K, D, D)."""
@@ -96,16 +123,27 @@ class Gaussian(Part, FiniteEmission, Generative):
         factor = self.factor()
         return factor @ factor.mT
 
-    def constants(self) -> tuple[Tensor, Tensor]:
-        """The factor and its inverse."""
+    @property
+    def variance(self) -> Tensor:
+        """The covariances' diagonals, (K, D)."""
+        if self.plain:
+            return (2 * self.log_diagonal).exp().expand(len(self.mean), self.dim)
+        return self.factor().square().sum(-1)
+
+    def constants(self) -> Any:
+        """The factor and its inverse; nothing where the covariance is diagonal."""
+        if self.plain:
+            return ()
         factor = self.factor()
         eye = torch.eye(self.dim, dtype=factor.dtype, device=factor.device)
         return factor, torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
 
     def log_likelihood(
-        self, y: Float[Tensor, "T B D"], u: Tree, observed: Tensor | None, constants: Tree
+        self, y: Float[Tensor, "T B D"], u: Tree, observed: Tensor | None, constants: Any
     ) -> Float[Tensor, "T B K"]:
         """Log N(y; mean_k, covariance_k), (T, B, K), over the coordinates that are there."""
+        if self.plain:
+            return self._log_plain(y, observed)
         factor, inverse = constants
         if observed is None or observed.dim() == 2:
             return _log_normal(y, self.mean, inverse)
@@ -121,6 +159,40 @@ class Gaussian(Part, FiniteEmission, Generative):
                 inverse = torch.linalg.solve_triangular(part, eye.expand_as(part), upper=False)
                 out = out.index_copy(0, rows, _log_normal(flat[rows][:, pattern], self.mean[:, pattern], inverse))
         return out.view(*y.shape[:-1], len(self.mean))
+
+    def _log_plain(self, y: Tensor, observed: Tensor | None) -> Tensor:
+        """Two matrix products, (y - c)^2 and y - c with what the states say of them, about a common centre c."""
+        x, mask, centre = self._centred(y, observed)
+        mean, log_scale = self.mean - centre, self.log_diagonal.expand_as(self.mean)
+        precision = (-2 * log_scale).exp()
+        rest = 0.5 * mean.square() * precision + log_scale + 0.5 * math.log(2 * math.pi)
+        if self._cancels(x, mean, precision):  # too far apart for squares to be taken about one centre
+            part = (x[:, None] - mean).square() if mask is None else (x[:, None] - mean).square() * mask[:, None]
+            norm = log_scale + 0.5 * math.log(2 * math.pi)
+            norm = norm.sum(-1) if mask is None else mask @ norm.T
+            return (-0.5 * (part * precision).sum(-1) - norm).view(*y.shape[:-1], -1)
+        out = -rest.sum(-1).expand(len(x), -1) if mask is None else -(mask @ rest.T)
+        out = torch.addmm(out, x, (mean * precision).T)
+        return torch.addmm(out, x.square(), precision.T, alpha=-0.5).view(*y.shape[:-1], -1)
+
+    def _centred(self, y: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Rows (N, D) about the middle of the states, 0 where missing; which coordinates are there; the middle."""
+        centre = self.mean.detach().mean(0)
+        x = y.reshape(-1, self.dim) - centre
+        if observed is None:
+            return x, None, centre
+        if observed.dim() == 2:
+            return torch.where(observed.reshape(-1, 1), x, 0.0), None, centre
+        mask = observed.reshape(-1, self.dim)
+        return torch.where(mask, x, 0.0), mask.to(x), centre
+
+    @torch.no_grad()
+    def _cancels(self, x: Tensor, mean: Tensor, precision: Tensor) -> bool:
+        """Whether squares about the centre are so much larger than about the means that rounding would show."""
+        reach = torch.maximum(-x.amin(0), x.amax(0)) + mean.abs().amax(0)
+        largest = (reach.square() * precision).sum(-1).max()
+        info = torch.finfo(x.dtype)
+        return bool(largest * info.eps > (1e-4 if info.bits <= 32 else 1e-10))
 
     def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
         """A mixture of the states' normals."""
@@ -141,16 +213,19 @@ class Gaussian(Part, FiniteEmission, Generative):
     @torch.no_grad()
     def set_moments(self, mean: Tensor, covariance: Tensor) -> None:
         """Set means (K, D) and covariances (K, D, D)."""
-        factor = torch.linalg.cholesky(covariance.to(self.mean))
         self.mean.copy_(mean)
-        if self.lower is not None:
-            self.lower.copy_(factor[: len(self.lower)].tril(-1))
+        if self.plain:
+            self.log_diagonal.copy_(covariance.diagonal(dim1=-2, dim2=-1)[:, : self.log_diagonal.shape[-1]].log() / 2)
+            return
+        factor = torch.linalg.cholesky(covariance.to(self.mean))
         diagonal = factor.diagonal(dim1=-2, dim2=-1).log()
-        self.log_diagonal.copy_(diagonal[..., : self.log_diagonal.shape[-1]][: len(self.log_diagonal)])
+        assert self.lower is not None
+        self.lower.copy_(factor[: len(self.lower)].tril(-1))
+        self.log_diagonal.copy_(diagonal[: len(self.log_diagonal)])
 
     def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The mean, given what is there of each row."""
-        if observed is None or observed.dim() == 2:
+        if self.plain or observed is None or observed.dim() == 2:
             return weights @ self.mean
         out, w = torch.zeros_like(y).view(-1, self.dim), weights.reshape(-1, weights.shape[-1])
         for rows, filled, _ in self._patterns(y, observed):
@@ -177,6 +252,8 @@ class Gaussian(Part, FiniteEmission, Generative):
     def statistics(self, y: Tensor, u: Tree, weights: Tensor, observed: Tensor | None) -> "Gaussian.Stats":
         """Expected sums; a missing coordinate counts by its conditional mean and covariance in each state."""
         flat, w = y.reshape(-1, self.dim), weights.reshape(-1, weights.shape[-1])
+        if self.plain:
+            return self._plain_sums(y, w, observed)
         if observed is None or observed.dim() == 2:
             return self._sums(flat.expand(len(self.mean), -1, -1), w)
         total = self.Stats(*(torch.zeros_like(x) for x in (w[0], self.mean, self.covariance)))
@@ -196,21 +273,72 @@ class Gaussian(Part, FiniteEmission, Generative):
             each.append((w.sum(), w @ x, x.T @ (w[:, None] * x)))
         return self.Stats(*(torch.stack(sums) for sums in zip(*each, strict=True)))
 
+    def _plain_sums(self, y: Tensor, weights: Tensor, observed: Tensor | None) -> "Gaussian.Stats":
+        """Sums of a diagonal covariance's, by matrix products; a missing coordinate counts by its mean and variance."""
+        x, mask, centre = self._centred(y, observed)
+        mean, variance = self.mean - centre, self.variance
+        if mask is not None:
+            weights = torch.where(mask.any(-1, keepdim=True), weights, 0.0)
+        w = weights.T
+        whole = w.sum(-1)
+        if self._cancels(x, mean, 1 / variance):
+            each = []
+            for k, m in enumerate(mean):
+                about = x - m if mask is None else (x - m) * mask
+                each.append((w[k] @ about, w[k] @ about.square()))
+            first, second = (torch.stack(sums) for sums in zip(*each, strict=True))
+            counted = whole[:, None] if mask is None else w @ mask
+        else:
+            counted = whole[:, None] if mask is None else w @ mask
+            first, second = w @ x, w @ x.square()
+            second = second - 2 * mean * first + counted * mean.square()
+            first = first - counted * mean
+        return self.Stats(whole, first, second + (whole[:, None] - counted) * variance)
+
     @torch.no_grad()
     def maximize(self, stats: "Gaussian.Stats") -> None:
-        """Closed-form M-step; a state never visited keeps its parameters."""
-        weight = stats.weight.clamp_min(torch.finfo(stats.weight.dtype).tiny)
-        shift = stats.first / weight[:, None]
-        scatter = stats.second - stats.weight[:, None, None] * shift[:, :, None] * shift[:, None]
-        if self.kind == "tied":
-            covariance = (scatter.sum(0) / weight.sum()).expand_as(scatter)
-        else:
-            covariance = scatter / weight[:, None, None]
-        covariance = _floored(self._restricted(covariance), self.floor)
-        seen = stats.weight > 0
+        """Closed-form M-step, about the means that are held if they are; a state never visited keeps its parameters."""
+        weight, first, prior = stats.weight, stats.first, self.prior
+        seen = weight > 0
+        shift = torch.zeros_like(first)
+        if self.mean.requires_grad:
+            pull = prior.mean_strength * (prior.location(self.mean) - self.mean)
+            shift = (first + pull) / (weight + prior.mean_strength).clamp_min(torch.finfo(weight.dtype).tiny)[:, None]
         mean = self.mean + torch.where(seen[:, None], shift, 0.0)
+        if self.plain:
+            off = mean - prior.location(self.mean)
+            scatter = stats.second - 2 * shift * first + weight[:, None] * shift.square()
+            scatter = scatter + prior.mean_strength * off.square() + prior.psi(first).diagonal(dim1=-2, dim2=-1)
+            variance = scatter / (weight + prior.extra(self.dim)).clamp_min(torch.finfo(weight.dtype).tiny)[:, None]
+            if self.kind == "spherical":
+                variance = variance.mean(-1, keepdim=True)
+            log_diagonal = variance.clamp_min(self.floor).log() / 2
+            self.log_diagonal.copy_(torch.where(seen[:, None], log_diagonal, self.log_diagonal))
+            self.mean.copy_(mean)
+            return
+        cross = shift[:, :, None] * first[:, None]
+        scatter = stats.second - cross - cross.mT + weight[:, None, None] * shift[:, :, None] * shift[:, None]
+        self.set_scatter(mean, scatter, weight)
+
+    @torch.no_grad()
+    def set_scatter(self, mean: Tensor, scatter: Tensor, weight: Tensor) -> None:
+        """Set means (K, D), and covariances from scatters about them (K, D, D), their weights (K,) and the prior."""
+        prior, seen = self.prior, weight > 0
+        off = mean - prior.location(self.mean)
+        scatter = scatter + prior.mean_strength * off[:, :, None] * off[:, None]
+        if self.kind == "tied":
+            total = weight.sum() + prior.extra(self.dim, len(mean))
+            covariance = ((scatter.sum(0) + prior.psi(mean)) / total).expand_as(scatter)
+        else:
+            total = (weight + prior.extra(self.dim)).clamp_min(torch.finfo(weight.dtype).tiny)
+            covariance = (scatter + prior.psi(mean)) / total[:, None, None]
+        covariance = _floored(self._restricted(covariance), self.floor)
         keep = seen[:, None, None] if self.kind != "tied" else torch.ones_like(seen)[:, None, None]
         self.set_moments(mean, torch.where(keep, covariance, self.covariance))
+
+    def log_prior(self) -> Tensor | float:
+        """The normal-inverse-Wishart's log-density."""
+        return self.prior.log(self.mean, self.factor(), self.kind == "tied")
 
     @torch.no_grad()
     def begin(self, y: Tensor, u: Tree, observed: Tensor | None) -> None:
@@ -221,19 +349,13 @@ class Gaussian(Part, FiniteEmission, Generative):
             points = points[whole.reshape(-1)]
         if len(points) < 2:
             return
-        chosen = [int(torch.randint(len(points), ()))]
-        distance = ((points - points[chosen[0]]) ** 2).sum(-1)
-        for _ in range(1, len(self.mean)):
-            weights = distance if float(distance.sum()) > 0 else torch.ones_like(distance)
-            chosen.append(int(torch.multinomial(weights, 1)))
-            distance = torch.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(-1))
         centred = points - points.mean(0)
         covariance = self._restricted((centred.T @ centred / len(points)).expand(len(self.mean), -1, -1))
-        self.set_moments(points[chosen], _floored(covariance, self.floor))
+        self.set_moments(spread_out(points, len(self.mean))[0], _floored(covariance, self.floor))
 
     def _restricted(self, covariance: Tensor) -> Tensor:
         """The covariances (K, D, D) as the kind allows: their diagonals, or the mean of those."""
-        if self.kind not in ("diagonal", "spherical"):
+        if not self.plain:
             return covariance
         variances = covariance.diagonal(dim1=-2, dim2=-1)
         if self.kind == "spherical":

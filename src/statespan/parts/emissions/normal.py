@@ -1,0 +1,62 @@
+"""What emissions with normal noise share: distances and conditional moments where coordinates are missing."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def patterns(mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each pattern of rows (N, D): the indices of its rows, and what is there, (D,)."""
+    kinds, which = torch.unique(mask, dim=0, return_inverse=True)
+    for i, there in enumerate(kinds):
+        yield (which == i).nonzero()[:, 0], there
+
+
+def distances(x: Tensor, observed: Tensor | None, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mahalanobis distances, of the coordinates that are there.
+
+    Args:
+        x: (N, K, D), differences from the means.
+        observed: (N, D) bool; None: all there.
+        covariance: (K, D, D).
+
+    Returns:
+        Squares (N, K), log-determinants (N, K) and how many coordinates there are, (N, 1).
+    """
+    if observed is None:
+        return *_square(x, covariance), x.new_full((len(x), 1), x.shape[-1])
+    squares, logs = x.new_zeros(x.shape[:2]), x.new_zeros(x.shape[:2])
+    for rows, there in patterns(observed):
+        if bool(there.any()):
+            square, log = _square(x[rows][..., there], covariance[:, there][:, :, there])
+            squares, logs = squares.index_copy(0, rows, square), logs.index_copy(0, rows, log)
+    return squares, logs, observed.sum(-1, keepdim=True).to(x)
+
+
+def _square(x: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    factor = torch.linalg.cholesky(covariance)
+    white = torch.linalg.solve_triangular(factor, x.movedim(0, -1), upper=False)  # (K, D, N)
+    log = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return white.square().sum(1).T, log.expand(len(x), -1)
+
+
+def log_normal(x: Tensor, observed: Tensor | None, covariance: Tensor) -> Tensor:
+    """Log N(x; 0, covariance_k) of differences (N, K, D): (N, K)."""
+    squares, logs, count = distances(x, observed, covariance)
+    return -0.5 * (squares + logs + count * math.log(2 * math.pi))
+
+
+def completed(x: Tensor, observed: Tensor | None, covariance: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Each pattern of gaps in x (N, K, D): its rows, x with conditional means (n, K, D), conditional covariances."""
+    if observed is None:
+        yield torch.arange(len(x), device=x.device), x, torch.zeros_like(covariance)
+        return
+    for rows, there in patterns(observed):
+        gone, some = (~there).nonzero()[:, 0], x[rows].clone()
+        gain = torch.linalg.solve(covariance[:, there][:, :, there], covariance[:, there][:, :, gone]).mT
+        some[..., gone] = torch.einsum("nkd,kgd->nkg", x[rows][..., there], gain)
+        rest = torch.zeros_like(covariance)
+        rest[:, gone[:, None], gone] = covariance[:, gone][:, :, gone] - gain @ covariance[:, there][:, :, gone]
+        yield rows, some, rest
