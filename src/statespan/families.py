@@ -1,10 +1,10 @@
 """Models people know by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from statespan.errors import StatespanError
 from statespan.families_linear import linear_gaussian
@@ -12,11 +12,12 @@ from statespan.model import StateSpace
 from statespan.part import seeded
 from statespan.parts.durations import FreeDurations, SemiMarkov
 from statespan.parts.emissions import stochastic
+from statespan.parts.factorial import Factorial, FactorialStart
 from statespan.parts.finite import Dense
 from statespan.parts.initial import Leading, Start
 from statespan.parts.rows import as_fixed, held_entries
 
-__all__ = ["hmm", "linear_gaussian", "semi_markov"]
+__all__ = ["factorial_hmm", "hmm", "linear_gaussian", "semi_markov"]
 
 
 def hmm(
@@ -149,6 +150,77 @@ def semi_markov(
     return model
 
 
+def factorial_hmm(
+    states: Sequence[int] | None = None,
+    emission: Any = None,
+    initial: Any = None,
+    transition: Any = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    seed: int | None = None,
+) -> StateSpace:
+    r"""A factorial hidden Markov model: several chains that move by themselves and are seen together.
+
+    p(z, y) = product over chains of p(z of the chain) x product of p(y_t | z_t of all chains). The state is the joint
+    one, the last chain fastest: `model.transition.split` takes paths apart, `.marginals` probabilities, and `.join`
+    puts states together. Inference is exact, one push a chain; K = the product of `states` joint states are kept.
+
+    Args:
+        states: K_1, K_2, ..., how many each chain has.
+        emission: an emission part of the joint state, such as `Gaussian(dim)`, sized to K.
+        initial: a list of (K_c,) probabilities, or of initial parts; `Stationary()`; or an initial part of the joint.
+        transition: a list of (K_c, K_c) probabilities, or of matrix transition parts.
+        dtype: float64 unless you say otherwise.
+        device: where the parameters lie.
+        seed: makes the random start repeatable.
+
+    Raises:
+        StatespanError: sizes that do not agree.
+
+    Source:
+        Ghahramani and Jordan 1997.
+
+    Example:
+        >>> import statespan as ss
+        >>> model = ss.factorial_hmm(states=[2, 3], emission=ss.Categorical(4), seed=0)
+        >>> [p.shape[-1] for p in model.transition.marginals(model.smooth([0, 1, 3]).probs)]
+        [2, 3]
+    """
+    count = next((len(x) for x in (states, transition) if x is not None), 0)
+    if not count:
+        raise StatespanError("factorial_hmm needs states=[K_1, K_2, ...], how many states each chain has")
+    sizes: list[Any] = [None] * count if states is None else list(states)
+    moves: list[Any] = sizes if transition is None else list(transition)
+    if len(moves) != count:
+        raise StatespanError(f"factorial_hmm: transition= has {len(moves)} chains, states= {count}")
+    given: list[tuple[Any, Tensor]] = []
+    with seeded(seed):
+        moves = [_chain(move, f"factorial_hmm(transition=[{i}])", 2, Dense, given) for i, move in enumerate(moves)]
+        chains = Factorial([_sized(move, size) for move, size in zip(moves, sizes, strict=True)])
+        if states is not None and list(states) != chains.sizes:
+            raise StatespanError(f"factorial_hmm: states={list(states)}, and the transitions have {chains.sizes}")
+        if initial is None:
+            initial = FactorialStart(chains.sizes)
+        elif not isinstance(initial, nn.Module):
+            each = [_chain(x, f"factorial_hmm(initial=[{i}])", 1, Start, given) for i, x in enumerate(initial)]
+            initial = FactorialStart([_sized(x, size) for x, size in zip(each, chains.sizes, strict=True)])
+    model = hmm(chains.states, emission, initial, chains, dtype, device, seed)
+    for part, probs in given:
+        part.set_probs(probs)
+    return model
+
+
+def _chain(x: Any, name: str, rank: int, part: Callable[..., Any], given: list[tuple[Any, Any]]) -> Any:
+    """One chain's part: as it is, of a size, or from a table, which is then to be set."""
+    if isinstance(x, (int, nn.Module)):
+        return part(x) if isinstance(x, int) else x
+    held, table = _held_or_given(x, name, rank, part)
+    if held is None:
+        held = part(len(table))
+        given.append((held, table))
+    return held
+
+
 def _held_or_given(table: Any, name: str, rank: int, part: Callable[..., Any]) -> tuple[Any, Any]:
     """A part that holds the numbers of a table with NaN; or None and the table, for the part to start from."""
     numbers = as_fixed(table)
@@ -164,9 +236,9 @@ def _public_states(transition: Any) -> int | None:
     return None if getattr(transition, "states", None) is None else transition.public_states
 
 
-def _sized(part: Any, states: int) -> Any:
-    """The part for so many states, if it can be told."""
-    return part.sized(states) if hasattr(part, "sized") else part
+def _sized(part: Any, states: int | None) -> Any:
+    """The part for so many states, if it can be told and they are known."""
+    return part.sized(states) if states is not None and hasattr(part, "sized") else part
 
 
 def _start_of(initial: Any, transition: Any) -> Any:
