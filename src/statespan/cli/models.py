@@ -89,6 +89,8 @@ def _part(name: str, columns: Sequence[str], data: Data, wanted: Wanted) -> Any:
                 f"--emission {name}: {len(columns)} columns are given ({', '.join(columns)}), and symbols are one; "
                 "name the column with --columns, or an emission for each as column:name,column:name"
             )
+        if wanted.covariance is not None:
+            raise StatespanError(f"--covariance {wanted.covariance}: {name} has no covariance; leave it out")
         return cls(symbols=len(words[columns[0]]))
     wordy = [column for column in columns if column in words]
     if wordy:

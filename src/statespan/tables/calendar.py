@@ -32,7 +32,8 @@ def parse(table: Table, column: str) -> Times:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a guessed order of day and month, which is checked here
             try:
-                found = [pd.to_datetime(cells, errors="coerce", dayfirst=first) for first in (False, True)]
+                orders = (False,) if bool(cells[there].str.match(r"\d{4}").any()) else (False, True)
+                found = [pd.to_datetime(cells, errors="coerce", dayfirst=first) for first in orders]
             except (ValueError, TypeError):  # offsets from UTC that differ
                 found = [pd.to_datetime(cells, errors="coerce", utc=True)]
         times = pd.Index(min(found, key=lambda each: int(each.isna().sum())))
@@ -87,7 +88,7 @@ def frequency(times: list[Times]) -> Calendar | None:
         values, counts = np.unique(steps.round(9), return_counts=True)
         every = values[counts.argmax()].item()
         return Calendar(int(every) if float(every).is_integer() else every, len(values) == 1)
-    named = {pd.infer_freq(each) if len(each) > 2 else None for each in long}
+    named = {_frequency_name(each) for each in long}
     known = named - {None}
     if len(named) == 1 and known:
         return Calendar(known.pop(), True)
@@ -96,7 +97,7 @@ def frequency(times: list[Times]) -> Calendar | None:
     if known and len(known) == 1:  # a short sequence tells no frequency
         return Calendar(known.pop(), len(values) == 1)
     every = pd.Timedelta(values[counts.argmax()])
-    weekdays = all(bool((each.dayofweek < 5).all()) for each in long)
+    weekdays = all(bool((each.day_of_week < 5).all()) for each in long)
     enough = sum(map(len, long)) > 5
     if every == pd.Timedelta(days=1) and weekdays and enough:
         return Calendar("B", False)
@@ -105,6 +106,14 @@ def frequency(times: list[Times]) -> Calendar | None:
         ("D" if whole == 1 else f"{whole:.0f}D") if whole % 1 == 0 else pd.tseries.frequencies.to_offset(every).freqstr
     )
     return Calendar(name, len(values) == 1)
+
+
+def _frequency_name(times: Times) -> str | None:
+    """What pandas calls the frequency of three times or more, if they have one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what later versions return
+        found = pandas().infer_freq(times) if len(times) > 2 else None
+    return getattr(found, "freqstr", found)
 
 
 def read_every(text: str, dates: bool) -> Calendar:

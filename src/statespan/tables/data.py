@@ -16,6 +16,7 @@ from statespan.tables.files import Frame, Table, pandas, read_table
 if TYPE_CHECKING:
     from statespan.language.vocabulary import Vocabulary
 
+DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
 PLACE = re.compile(r"sequence (\d+), step (\d+)")
 
 
@@ -238,6 +239,11 @@ def _vocabulary(table: Table, name: str, asked: bool) -> tuple[NDArray[np.float6
     words = [str(word) for word in found]
     if not words:
         raise StatespanError(f"{table.path}: column {name} is empty; leave it out with --columns")
+    if not asked and DATE.match(words[0]):
+        raise StatespanError(
+            f"{table.at(table.frame.index[0], name)}: {words[0]!r} is a date; say --time {name}, or which columns to "
+            "observe with --columns"
+        )
     if not asked and there.sum() > 2 and len(words) == there.sum():  # dates or names: no two are the same
         raise StatespanError(
             f"{table.at(table.frame.index[0], name)}: {words[0]!r} is no number, and no word is there twice; "

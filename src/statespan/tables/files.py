@@ -1,5 +1,6 @@
 """Files of columns as they stand: CSV, Parquet and NumPy to a frame whose rows know their place in the file."""
 
+import csv
 import io
 import warnings
 from collections.abc import Callable
@@ -156,8 +157,11 @@ def _text(path: Path) -> Table:
         raise StatespanError(f"{path}: not a text; name it .npy, .npz or .parquet if it is one of those")
     first = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(SEPARATORS, key=first.count)
-    header = [cell.strip().strip('"') for cell in first.split(separator)]
+    header = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
     named = not all(_is_number(cell) for cell in header)
+    twice = next((cell for cell in header if header.count(cell) > 1), None) if named else None
+    if twice is not None:
+        raise StatespanError(f"{path}: the column {twice!r} is there twice; name each column once")
     lead = len(text) - len(text.lstrip("\r\n"))  # empty lines before the header
     above = text.count("\n", 0, lead)
     try:
