@@ -70,21 +70,25 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
     steps = range(given.rolls)
     for axes, name in ((top, "what is known of the die"), (middle, "the rolls")):
-        axes.fill_between(steps, 0, 1, where=truth == 1, step="mid", color=COLOURS[1], alpha=0.25, linewidth=0,
+        axes.fill_between(steps, 0, 1, where=(truth == 1).numpy(), step="mid", color=COLOURS[1], alpha=0.25, linewidth=0,
                           transform=axes.get_xaxis_transform(), label="the loaded die was in play")  # fmt: skip
         axes.set_title(name, fontsize="small", loc="left")
         axes.set_xlim(0, given.rolls)
-    top.plot(online.probs[:, 1], color=COLOURS[2], linewidth=1, label="filter: at the time")
-    top.plot(hindsight.probs[:, 1], color=COLOURS[0], linewidth=1.8, label="smooth: in hindsight")
-    top.plot(story * 0.04 - 0.12, color="#333333", linewidth=2.5, label="decode: the likeliest story")
+    top.plot(online.probs[:, 1].numpy(), color=COLOURS[2], linewidth=1, label="filter: at the time")
+    top.plot(hindsight.probs[:, 1].numpy(), color=COLOURS[0], linewidth=1.8, label="smooth: in hindsight")
+    top.plot(story.numpy() * 0.04 - 0.12, color="#333333", linewidth=2.5, label="decode: the likeliest story")
     top.set_ylabel("p(loaded)")
     top.legend(fontsize="x-small", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
-    middle.scatter(steps, rolls + 1, s=5, color="#333333")
+    middle.scatter(steps, rolls.numpy() + 1, s=5, color="#333333")
     middle.set_yticks(range(1, 7))
     for k, name in enumerate(("fair die", "loaded die")):
         at = torch.arange(1, 7) + (k - 0.5) * 0.4
-        bottom.bar(at, learnt.emission.probs[k].detach(), 0.36, color=COLOURS[k], label=f"{name}, learnt")
-        bottom.scatter(at, CASINO["emission"][k], marker="_", s=180, color="#111111", label="truth" if k == 0 else None)
+        bottom.bar(
+            at.numpy(), learnt.emission.probs[k].detach().numpy(), 0.36, color=COLOURS[k], label=f"{name}, learnt"
+        )
+        bottom.scatter(
+            at.numpy(), CASINO["emission"][k], marker="_", s=180, color="#111111", label="truth" if k == 0 else None
+        )
     bottom.set_title(f"the dice, learnt from {given.lessons:,} rolls alone", fontsize="small", loc="left")
     bottom.legend(fontsize="x-small", frameon=False)
     given.out.parent.mkdir(parents=True, exist_ok=True)

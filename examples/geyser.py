@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     path = model.decode(y)
     for k in range(best):
         own = (path == k) & ~y[:, 1].isnan()
-        grid[0].scatter(y[own, 0], y[own, 1], s=12, color=COLOURS[k], label=f"state {k}")
+        grid[0].scatter(y[own, 0].numpy(), y[own, 1].numpy(), s=12, color=COLOURS[k], label=f"state {k}")
     grid[0].set_xlabel(COLUMNS[0])
     grid[0].set_ylabel(COLUMNS[1])
     grid[0].legend(frameon=False, fontsize="small")

