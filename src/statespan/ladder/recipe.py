@@ -1,6 +1,7 @@
 """Recipes: TOML files that say what a run of the ladder does."""
 
 import difflib
+import itertools
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ SOURCES = ("files", "king-james")
 LEVELS = ("words", "characters")
 FORMS = ("", "text", "tagged", "conllu")
 TRAINERS = ("SGD", "EM", "EM, then SGD")
+FIRSTS = ("learnt", "columns", "uniform")
 
 LEAST_WINDOWS = 20
 """A small text is laid out in so few columns that an epoch has this many windows, or `LEAST_COLUMNS`."""
@@ -84,6 +86,10 @@ class Entry:
         tied: one matrix in and out.
         dropout: at what is fed, in the state, before the score.
         spread: standard deviation of the first embeddings.
+        uniform: a, to start the embeddings in U(-a, a) instead; 0 for normal ones.
+        first: of an exact rung's first state: "learnt" from a uniform start, "columns", learnt from the softmax of the
+            transition's column sums (the paper's equation 3), or "uniform", held there. Other rungs start at zero, or
+            uniform where the state is a distribution: "learnt" or "uniform".
         iterations: of EM.
         prior: EM's pseudo-counts a state, spread over the symbols by their frequency.
         how: the settings of training.
@@ -102,6 +108,8 @@ class Entry:
     spread: float = 0.1
     iterations: int = 15
     prior: float = 30.0
+    uniform: float = 0.0
+    first: str = "learnt"
     how: Training = field(default_factory=Training)
 
     def __post_init__(self):
@@ -117,6 +125,12 @@ class Entry:
             (self.width + self.parameters > 0, "neither width nor parameters is given; set one in [model]"),
             (all(0 <= p < 1 for p in self.dropout), f"dropout = {list(self.dropout)} must lie in 0 to 1, without 1"),
             (self.spread > 0, f"spread = {self.spread} must be positive"),
+            (self.uniform >= 0, f"uniform = {self.uniform} must be 0 or more"),
+            (self.first in FIRSTS, f"first = {self.first!r} must be one of {', '.join(FIRSTS)}"),
+            (
+                self.first != "columns" or not self.by_em,
+                "first = 'columns' is a start for gradients; EM has its own, so set 'learnt'",
+            ),
             (self.iterations >= 1, f"iterations = {self.iterations} must be at least 1"),
             (self.prior >= 0, f"prior = {self.prior} must be 0 or more"),
         )
@@ -138,6 +152,81 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Settings to try for every row, by successive halving: all of them a little, the best ones on.
+
+    Args:
+        points: settings of a row, each tried in their place.
+        epochs: passes over the text at the end of each round, rising; a trial goes on from where it was.
+        keep: how many trials are gone on with after each round but the last, falling to 1.
+
+    Raises:
+        StatespanError: a value that cannot be.
+
+    Source:
+        Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter optimization".
+    """
+
+    points: tuple[Mapping[str, Any], ...]
+    epochs: tuple[int, ...] = (3, 10, 40)
+    keep: tuple[int, ...] = (4, 1)
+
+    def __post_init__(self):
+        _insist(
+            (bool(self.points), "grid is missing; give one [[sweep.grid]] at least"),
+            (
+                bool(self.epochs) and list(self.epochs) == sorted(set(self.epochs)) and self.epochs[0] >= 1,
+                f"epochs = {list(self.epochs)} must rise from 1 or more",
+            ),
+            (
+                len(self.keep) == len(self.epochs) - 1 and list(self.keep) == sorted(self.keep, reverse=True),
+                f"keep = {list(self.keep)} must have one number fewer than epochs, and not rise",
+            ),
+            (not self.keep or self.keep[-1] == 1, f"keep = {list(self.keep)} must end in 1: one trial is trained out"),
+        )
+
+    def trials(self, entry: "Entry") -> tuple["Entry", ...]:
+        """The row with each point's settings, numbered.
+
+        Raises:
+            StatespanError: a row that EM has a part in, or a value that cannot be.
+        """
+        if entry.by_em:
+            raise StatespanError(
+                f"row {entry.name!r} is trained by EM; a sweep is of gradients: leave it out by --only"
+            )
+        made = []
+        for number, point in enumerate(self.points):
+            how = {k: v for k, v in point.items() if k in _TRAINING} | {"epochs": self.epochs[-1]}
+            own = {k: v for k, v in point.items() if k not in _TRAINING}
+            made.append(replace(entry, name=f"{entry.name} @{number:02d}", how=replace(entry.how, **how), **own))
+        return tuple(made)
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Where gold tags stand beside a text that has none, for Table 2 of the paper; a treebank's word/TAG files.
+
+    Args:
+        lexicon: tagged words from which p(tag | word) is counted.
+        valid: the sentences to choose on, with tags.
+        test: the sentences to report on, with tags.
+        universal: map to coarser tags, two columns; "" keeps the tags.
+
+    Raises:
+        StatespanError: a file is not named.
+    """
+
+    lexicon: str = ""
+    valid: str = ""
+    test: str = ""
+    universal: str = ""
+
+    def __post_init__(self):
+        _insist((bool(self.lexicon and self.valid and self.test), "name lexicon, valid and test"))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A run of the ladder.
 
@@ -151,6 +240,8 @@ class Recipe:
         seed: of every random draw.
         workers: rungs trained at a time, each on one thread.
         paper: whether the paper's figures stand beside ours (they are for the Penn Treebank).
+        sweep: what `statespan ladder sweep` tries; None has nothing to try.
+        tags: gold tags beside the text, if there are any.
 
     Raises:
         StatespanError: a value that cannot be.
@@ -165,6 +256,8 @@ class Recipe:
     seed: int = 0
     workers: int = 2
     paper: bool = False
+    sweep: Sweep | None = None
+    tags: Tags | None = None
 
     def __post_init__(self):
         names = [entry.name for entry in self.entries]
@@ -221,7 +314,7 @@ def read(path: str | Path) -> Recipe:
 
 def _recipe(raw: dict[str, Any], stem: str) -> Recipe:
     """The recipe of a file's tables; errors name the table."""
-    _known("", raw, ("run", "text", "model", "training", "rungs"))
+    _known("", raw, ("run", "text", "model", "training", "rungs", "sweep", "tags"))
     tables = {name: _table(name, raw.get(name, {})) for name in ("run", "text", "model", "training", "rungs")}
     run = _make("[run]", _Run, _typed("[run]", tables["run"], get_type_hints(_Run)))
     text = _make("[text]", Text, _typed("[text]", tables["text"], get_type_hints(Text)))
@@ -234,8 +327,30 @@ def _recipe(raw: dict[str, Any], stem: str) -> Recipe:
         if name not in names:
             raise StatespanError(f'[rungs."{name}"] is not among the rungs that [run] lists; list it, or take it out')
     entries = tuple(_entry(name, own.get(name, {}), model, training) for name in names)
-    settings = (run.title or stem, text, entries, model, base, run.references, run.seed, run.workers, run.paper)
+    settings = (
+        *(run.title or stem, text, entries, model, base, run.references, run.seed, run.workers, run.paper),
+        _sweep(_table("sweep", raw["sweep"])) if "sweep" in raw else None,
+        _make("[tags]", Tags, _typed("[tags]", _table("tags", raw["tags"]), get_type_hints(Tags)))
+        if "tags" in raw
+        else None,
+    )
     return _make("[run]", Recipe, dict(zip((f.name for f in fields(Recipe)), settings, strict=True)))
+
+
+def _sweep(table: dict[str, Any]) -> Sweep:
+    """The table [sweep]: a list in a [[sweep.grid]] is tried value by value, all lists in all combinations."""
+    grids = table.pop("grid", [])
+    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
+        raise StatespanError(f"sweep.grid = {grids!r} must be tables, [[sweep.grid]]")
+    points: list[Mapping[str, Any]] = []
+    for grid in grids:
+        ways = {
+            k: v if isinstance(v, list) and (k != "dropout" or isinstance(v[0], list)) else [v] for k, v in grid.items()
+        }
+        for values in itertools.product(*ways.values()):
+            points.append(_typed("[[sweep.grid]]", dict(zip(ways, values, strict=True)), {**_MODEL, **_TRAINING}))
+    kinds = {"epochs": tuple[int, ...], "keep": tuple[int, ...]}
+    return _make("[sweep]", Sweep, {"points": tuple(points)} | _typed("[sweep]", table, kinds))
 
 
 def _entry(name: str, own: dict[str, Any], model: dict[str, Any], training: dict[str, Any]) -> Entry:

@@ -14,7 +14,7 @@ from statespan.ladder.recipe import Entry
 from statespan.ladder.rungs import BAYES, FORGET, GRU, JORDAN, LADDER, LSTM, Kind, Rung, count, find, ladder, width_for
 from statespan.language.expectation import EMTrainer
 from statespan.language.scoring import score_sentences, score_stream
-from statespan.language.training import Curve, Progress, Trainer, never
+from statespan.language.training import Curve, Progress, Stopped, Trainer, never
 from statespan.language.vocabulary import stream
 
 MODEL = "model.safetensors"
@@ -30,6 +30,7 @@ MEASURED = (
 
 def build(entry: Entry, material: Material, seed: int) -> Any:
     """The model of a row, its output bias started at the log frequencies of the symbols."""
+    exact = find(entry.rung).exact
     model = ladder(
         entry.rung,
         vocabulary=len(material.vocabulary),
@@ -37,12 +38,17 @@ def build(entry: Entry, material: Material, seed: int) -> Any:
         tied=entry.tied,
         dropout=entry.dropout,
         spread=entry.spread,
+        uniform=entry.uniform,
         seed=seed,
         width=entry.width or None,
         parameters=None if entry.width else entry.parameters,
     )
     with torch.no_grad():
         model.emission.table.bias.copy_(material.frequencies().log())
+        if entry.first == "columns" and exact:
+            model.initial.logits.copy_(getattr(model.transition, "move", model.transition).logits.sum(0))
+    if entry.first == "uniform" and exact:
+        model.initial.logits.requires_grad_(False)
     return model
 
 
@@ -155,6 +161,51 @@ def train(
     extra = {"vocabulary": material.vocabulary.to_json(), "level": material.level, "rung": entry.rung}
     save(model, folder / MODEL, extra | {"text": material.name})
     return record
+
+
+def advance(
+    entry: Entry,
+    material: Material,
+    seed: int,
+    folder: Path,
+    until: int,
+    stamp: str = "",
+    report: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = never,
+) -> Curve:
+    """Train one row up to an epoch and leave it there, its checkpoint written; `train` or a later epoch goes on.
+
+    Args:
+        entry: the row, trained by gradients alone.
+        material: the text.
+        seed: of every random draw.
+        folder: where the checkpoint lies.
+        until: epochs to have passed.
+        stamp: as for `train`.
+        report: as for `train`.
+        stop: as for `train`.
+
+    Returns:
+        The learning curve.
+
+    Raises:
+        StatespanError: as `train`.
+        Stopped: `stop` said so.
+    """
+    model = build(entry, material, seed)
+    (make,) = _phases(entry, model, material, stream(material.valid, findings.COLUMNS), seed, folder, stamp)
+    trainer: Any = make()
+
+    def reached() -> bool:
+        return trainer.state.epoch + trainer.state.position // trainer.windows >= until
+
+    try:
+        if not reached():
+            trainer.run(report, lambda: stop() or reached())
+    except Stopped:
+        if not reached():
+            raise
+    return trainer.curve
 
 
 def _phases(

@@ -261,6 +261,7 @@ def build(
     tied: bool = True,
     dropout: tuple[float, float, float] = (0.0, 0.0, 0.0),
     spread: float = 0.1,
+    uniform: float = 0.0,
 ) -> StateSpace:
     """The model of a rung.
 
@@ -272,9 +273,10 @@ def build(
         tied: one matrix in and out; otherwise the fed embedding is its own.
         dropout: probabilities at what is fed, in the state, and before the score.
         spread: standard deviation of the first embeddings.
+        uniform: a, of U(-a, a) instead; 0 for normal ones.
     """
-    table = Table(vocabulary, width, bias=True, spread=spread)
-    source = table if tied else Table(vocabulary, width, spread=spread)
+    table = Table(vocabulary, width, bias=True, spread=spread, uniform=uniform)
+    source = table if tied else Table(vocabulary, width, spread=spread, uniform=uniform)
     at_input, in_state, at_output = dropout
     move = rung.move.make(width, table)
     feature = rung.feed.make(width, source, **({"dropout": at_input} if rung.feed.dropped else {}))
@@ -326,6 +328,7 @@ def ladder(
     tied: bool = True,
     dropout: tuple[float, float, float] = (0.0, 0.0, 0.0),
     spread: float = 0.1,
+    uniform: float = 0.0,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     seed: int | None = None,
@@ -344,6 +347,7 @@ def ladder(
         tied: whether one matrix embeds and scores.
         dropout: probabilities at what is fed, in the state, before the score; none acts on a probability.
         spread: standard deviation of the first embeddings.
+        uniform: a, to draw the first embeddings from U(-a, a) instead; 0 draws normal ones.
         dtype: float32 unless you say otherwise; log-probabilities are summed in float64.
         device: where the parameters lie.
         seed: makes the random start repeatable.
@@ -371,7 +375,7 @@ def ladder(
     if width < 1:
         raise StatespanError(f"width={width}: use at least one")
     with seeded(seed):
-        model = build(rung, vocabulary, width, start, tied, dropout, spread)
+        model = build(rung, vocabulary, width, start, tied, dropout, spread, uniform)
     return model.to(device=device, dtype=dtype or torch.float32)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -25,9 +25,10 @@ from statespan.files import write_bytes
 from statespan.ladder import row
 from statespan.ladder.material import fetch
 from statespan.ladder.recipe import Entry, Recipe, stamp
-from statespan.language.training import Progress, Stopped
+from statespan.language.training import Curve, Progress, Stopped
 
 RECORD = "record.json"
+TRIAL = "trial.json"
 ERROR = "error.txt"
 
 PATIENCE = 30.0
@@ -56,6 +57,14 @@ class Finished(NamedTuple):
     record: dict[str, Any]
 
 
+class Paused(NamedTuple):
+    """A row was trained as far as asked; its checkpoint and its learning curve so far are written."""
+
+    name: str
+    until: int
+    curve: Curve
+
+
 class Failed(NamedTuple):
     """A row could not be done; why, in one line."""
 
@@ -63,7 +72,45 @@ class Failed(NamedTuple):
     why: str
 
 
-Event = Started | Moved | Finished | Failed
+Event = Started | Moved | Finished | Paused | Failed
+
+
+class Job(NamedTuple):
+    """A row to train: to its end, or, where `until` is not 0, as far as so many epochs."""
+
+    entry: Entry
+    until: int = 0
+
+
+class Queue(Protocol):
+    """What is to be trained, and hears what became of it."""
+
+    def take(self) -> Job | None:
+        """The next job; None where there is none now."""
+        ...
+
+    def told(self, event: Event) -> None:
+        """A job ended so."""
+        ...
+
+
+class Longest:
+    """Rows to their end, the longest first.
+
+    Args:
+        entries: the rows.
+        seconds: how long each should take, by name.
+    """
+
+    def __init__(self, entries: Sequence[Entry], seconds: dict[str, float]):
+        self.waiting = deque(sorted(entries, key=lambda entry: -seconds.get(entry.name, 0.0)))
+
+    def take(self) -> Job | None:
+        """The next row."""
+        return Job(self.waiting.popleft()) if self.waiting else None
+
+    def told(self, event: Event) -> None:
+        """Nothing follows from it."""
 
 
 def folder_of(out: Path, entry: Entry) -> Path:
@@ -82,6 +129,25 @@ def finished(out: Path, entry: Entry, recipe: Recipe, digest: str) -> dict[str, 
         return None
 
 
+def reached(out: Path, entry: Entry, recipe: Recipe, digest: str, until: int) -> Curve | None:
+    """The learning curve of a row that was trained so far or farther, with these settings on this text."""
+    record = finished(out, entry, recipe, digest)
+    if record is not None:
+        return record["curve"]
+    try:
+        kept = json.loads((folder_of(out, entry) / TRIAL).read_text(encoding="utf-8"))
+        same = kept["stamp"] == stamp(entry, recipe, digest) and kept["until"] >= until
+        return kept["curve"] if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def drop(out: Path, entry: Entry) -> None:
+    """Remove the checkpoints of a row that is not gone on with."""
+    for name in row.CHECKPOINTS:
+        (folder_of(out, entry) / name).unlink(missing_ok=True)
+
+
 def forget(out: Path, entry: Entry) -> None:
     """Remove what is left of an earlier run of a row.
 
@@ -89,7 +155,7 @@ def forget(out: Path, entry: Entry) -> None:
         StatespanError: it cannot be removed.
     """
     folder = folder_of(out, entry)
-    for name in (RECORD, ERROR, *row.CHECKPOINTS):
+    for name in (RECORD, TRIAL, ERROR, *row.CHECKPOINTS):
         try:
             (folder / name).unlink(missing_ok=True)
         except OSError as error:
@@ -125,18 +191,24 @@ class _Worker:
     def serve(self) -> None:
         """Train what comes."""
         with contextlib.suppress(EOFError, OSError):
-            while not self.stopping and (entry := self.pipe.recv()) is not None:
-                self.say(Started(entry.name))
+            while not self.stopping and (job := self.pipe.recv()) is not None:
+                self.say(Started(job.entry.name))
                 with contextlib.suppress(Stopped):
-                    self.say(self.train(entry))
+                    self.say(self.train(*job))
 
-    def train(self, entry: Entry) -> Event:
+    def train(self, entry: Entry, until: int) -> Event:
         """One row, and what became of it."""
         folder = folder_of(self.out, entry)
         try:
             mark = stamp(entry, self.recipe, self.digest)
             told = lambda progress: self.say(Moved(entry.name, progress))  # noqa: E731
-            record = row.train(entry, self.material, self.recipe.seed, folder, mark, told, lambda: self.stopping)
+            asked = lambda: self.stopping  # noqa: E731
+            if until:
+                curve = row.advance(entry, self.material, self.recipe.seed, folder, until, mark, told, asked)
+                kept = {"stamp": mark, "until": until, "curve": curve}
+                write_bytes(folder / TRIAL, json.dumps(kept).encode())
+                return Paused(entry.name, until, curve)
+            record = row.train(entry, self.material, self.recipe.seed, folder, mark, told, asked)
             write_bytes(folder / RECORD, json.dumps({"stamp": mark, "record": record}).encode())
             for name in row.CHECKPOINTS:
                 (folder / name).unlink(missing_ok=True)
@@ -171,24 +243,25 @@ class _Hand:
         with _bringing_up():
             self.process.start()
         theirs.close()
-        self.entry: Entry | None = None
+        self.job: Job | None = None
 
-    def give(self, entry: Entry | None) -> None:
-        """Hand over a row, or None for no more."""
-        self.entry = entry
+    def give(self, job: Job | None) -> None:
+        """Hand over a job, or None for no more."""
+        self.job = job
         with contextlib.suppress(OSError):  # it died just now; hearing from it will tell
-            self.pipe.send(entry)
+            self.pipe.send(job)
 
     def hear(self) -> Event:
         """What it says next; that it died counts as failing its row."""
-        assert self.entry is not None
+        assert self.job is not None
         try:
             event: Event = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode
             why = "most likely out of memory; lower workers" if code == -signal.SIGKILL else f"exit code {code}"
-            return Failed(self.entry.name, f"rung {self.entry.name}: its process ended before it was done ({why})")
+            name = self.job.entry.name
+            return Failed(name, f"rung {name}: its process ended before it was done ({why})")
         return event
 
 
@@ -207,21 +280,35 @@ def execute(
         out: the run's folder.
         seconds: how long each row should take, by name.
     """
-    waiting = deque(sorted(entries, key=lambda entry: -seconds.get(entry.name, 0.0)))
+    return work(recipe, Longest(entries, seconds), source, out)
+
+
+def work(recipe: Recipe, queue: Queue, source: Path, out: Path) -> Generator[Event]:
+    """Train what a queue hands out, as `execute` does, until it has no more and all is done.
+
+    Args:
+        recipe: the recipe.
+        queue: the jobs; it is told of each one's end before it is asked for the next.
+        source: what `material.store` wrote.
+        out: the run's folder.
+    """
     hands: list[_Hand] = []
     try:
-        while waiting or hands:
-            while waiting and len(hands) < recipe.workers:
+        while True:
+            while len(hands) < recipe.workers and (job := queue.take()) is not None:
                 hands.append(_Hand(source, out, recipe))
-                hands[-1].give(waiting.popleft())
+                hands[-1].give(job)
+            if not hands:
+                return
             heard = wait([hand.pipe for hand in hands])
             for hand in [hand for hand in hands if hand.pipe in heard]:
                 event = hand.hear()
                 yield event
                 if isinstance(event, Started | Moved):
                     continue
-                hand.give(waiting.popleft() if waiting and hand.process.is_alive() else None)
-                if hand.entry is None:
+                queue.told(event)
+                hand.give(queue.take() if hand.process.is_alive() else None)
+                if hand.job is None:
                     hands.remove(hand)
                     hand.process.join()
                     hand.pipe.close()

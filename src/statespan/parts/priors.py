@@ -19,7 +19,9 @@ def dirichlet(concentration: Any, shape: tuple[int | None, ...], name: str) -> T
     Raises:
         StatespanError: alpha below 1, whose density has no mode inside the simplex; or another shape.
     """
-    alpha = torch.as_tensor(concentration, dtype=torch.float64)
+    alpha = torch.as_tensor(
+        concentration, dtype=torch.float64, device="cpu"
+    )  # a model that is only counted is on "meta"
     last = shape[len(shape) - alpha.dim() :]
     if alpha.dim() > len(shape) or any(n not in (None, m) for n, m in zip(last, alpha.shape, strict=True)):
         raise StatespanError(f"{name} is {tuple(alpha.shape)}; give one number, or an array {shape} or its last axes")

@@ -34,15 +34,19 @@ class Table(Part):
         width: K, states or features.
         bias: whether there is a d, shared by all states.
         spread: standard deviation of the first entries.
+        uniform: a; the first entries are drawn from U(-a, a) instead. 0 draws normal ones.
 
     Source:
         Buys, Bisk and Choi, equations 4, 11, 14, 19 and 21.
     """
 
-    def __init__(self, symbols: int, width: int, bias: bool = False, spread: float = 0.1):
+    def __init__(self, symbols: int, width: int, bias: bool = False, spread: float = 0.1, uniform: float = 0.0):
         super().__init__()
         self.symbols, self.width = symbols, width
-        self.weight = nn.Parameter(torch.randn(symbols, width) * spread)
+        first = (
+            torch.rand(symbols, width).mul_(2).sub_(1) * uniform if uniform else torch.randn(symbols, width) * spread
+        )
+        self.weight = nn.Parameter(first)
         self.bias = nn.Parameter(torch.zeros(symbols)) if bias else None
 
     @torch.no_grad()

@@ -1,0 +1,339 @@
+"""Many settings for each rung, by successive halving; what wins is trained out and its figures are kept.
+
+A trial goes on from its checkpoint, so every epoch is trained once; a run that was killed goes on where it was.
+"""
+
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from statespan.errors import StatespanError
+from statespan.files import load_with_extra
+from statespan.ladder import ledger, row, workers
+from statespan.ladder import material as texts
+from statespan.ladder.material import Material
+from statespan.ladder.recipe import Entry, Recipe, Sweep
+from statespan.ladder.rungs import MIXTURE, Kind, Rung, find
+from statespan.ladder.workers import Event, Failed, Finished, Job, Paused
+from statespan.language import corpora, protocols, tagging
+from statespan.language.corpora import Sentence
+from statespan.language.protocols import Gold
+from statespan.language.training import Curve
+
+DEVICE = f"cpu, {platform.machine()}, 1 thread"
+"""What a worker trains on."""
+
+Known = Callable[[Job], Curve | None]
+
+
+def reached(curve: Curve, until: int) -> float:
+    """The best validation perplexity up to an epoch; infinite where there is none."""
+    return min((p["valid_perplexity"] for p in curve if p["epoch"] <= until), default=float("inf"))
+
+
+class Bracket:
+    """Successive halving of one row's trials: a queue of jobs that grows as they end.
+
+    Args:
+        trials: the row with each point's settings.
+        plan: the rounds.
+        known: the learning curve of a job that was done before, None of one that was not.
+        dropped: called with a trial that is not gone on with.
+    """
+
+    def __init__(self, trials: tuple[Entry, ...], plan: Sweep, known: Known, dropped: Callable[[Entry], None]):
+        self.plan, self.known, self.dropped = plan, known, dropped
+        self.trials = {trial.name: trial for trial in trials}
+        self.alive = list(self.trials)
+        self.round = 0
+        self.scores: dict[str, float] = {}
+        self.failures: dict[str, str] = {}
+        self.winner: Entry | None = None
+        self.waiting: deque[Job] = deque()
+        self._begin()
+
+    @property
+    def until(self) -> int:
+        """Epochs at the end of this round."""
+        return self.plan.epochs[self.round]
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the last round."""
+        return self.round == len(self.plan.epochs) - 1
+
+    @property
+    def open(self) -> bool:
+        """Whether anything is still to be trained or heard of."""
+        return self.winner is None and bool(self.alive)
+
+    def take(self) -> Job | None:
+        """The next job; None where there is none now."""
+        return self.waiting.popleft() if self.waiting else None
+
+    def told(self, event: Event) -> None:
+        """A trial ended its round, or failed."""
+        if isinstance(event, Failed):
+            self.failures[event.name] = event.why
+            self._score(event.name, float("inf"))
+        elif isinstance(event, Paused):
+            self._score(event.name, reached(event.curve, self.until))
+        elif isinstance(event, Finished):
+            self._score(event.name, reached(event.record["curve"], self.until))
+
+    def _score(self, name: str, score: float) -> None:
+        self.scores[name] = score
+        if all(name in self.scores for name in self.alive):
+            self._next()
+
+    def _begin(self) -> None:
+        """Hand out this round; what was done before counts at once."""
+        self.scores = {}
+        jobs = [Job(self.trials[name], 0 if self.last and len(self.alive) == 1 else self.until) for name in self.alive]
+        curves = [self.known(job) for job in jobs]
+        self.waiting = deque(job for job, curve in zip(jobs, curves, strict=True) if curve is None)
+        for job, curve in zip(jobs, curves, strict=True):
+            if curve is not None:
+                self._score(job.entry.name, reached(curve, self.until))
+
+    def _next(self) -> None:
+        """The best go on; the first listed of equal ones."""
+        order = sorted((name for name in self.alive if self.scores[name] < float("inf")), key=self.scores.__getitem__)
+        kept = order[: 1 if self.last else self.plan.keep[self.round]]
+        for name in self.alive:
+            if name not in kept:
+                self.dropped(self.trials[name])
+        self.alive = kept
+        if not kept:
+            return
+        if self.last:
+            self.winner = self.trials[kept[0]]
+            return
+        self.round += 1
+        self._begin()
+
+
+class Brackets:
+    """The brackets of all rows as one queue: the first that has a job is served first.
+
+    Args:
+        brackets: by row.
+    """
+
+    def __init__(self, brackets: Mapping[str, Bracket]):
+        self.brackets = brackets
+        self.owner = {name: bracket for bracket in brackets.values() for name in bracket.trials}
+
+    def take(self) -> Job | None:
+        """The next job of the first bracket that has one."""
+        for bracket in self.brackets.values():
+            if (job := bracket.take()) is not None:
+                return job
+        return None
+
+    def told(self, event: Event) -> None:
+        """Tell the bracket whose trial it is."""
+        self.owner[event.name].told(event)
+
+
+class SweepRun:
+    """A sweep of a recipe on a text.
+
+    Args:
+        recipe: the recipe, with a sweep.
+        name: of the recipe, for the results.
+        material: its text.
+        gold: gold tags of the validation and the test text, if there are any.
+        out: the folder of the trials.
+        results: the folder of the results files.
+        resume: whether to go on with what is there.
+
+    Raises:
+        StatespanError: the recipe has no sweep, or a row cannot be swept.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        name: str,
+        material: Material,
+        gold: Mapping[str, Gold] | None,
+        out: Path,
+        results: Path,
+        resume: bool = False,
+    ):
+        if recipe.sweep is None:
+            raise StatespanError(f"{name}: the recipe has nothing to try; add [sweep] and [[sweep.grid]]")
+        self.recipe, self.name, self.material, self.gold = recipe, name, material, gold
+        self.out, self.results, self.plan = out, results, recipe.sweep
+        trials = {entry.name: self.plan.trials(entry) for entry in recipe.entries}
+        for each in trials.values():
+            row.describe(each[0], len(material.vocabulary))  # a budget that cannot be met is told before anything
+            for trial in each:
+                if not resume:
+                    workers.forget(out, trial)
+        texts.store(material, self.source)
+        digest = material.digest
+
+        def known(job: Job) -> Curve | None:
+            if job.until:
+                return workers.reached(out, job.entry, recipe, digest, job.until)
+            record = workers.finished(out, job.entry, recipe, digest)
+            return None if record is None else record["curve"]
+
+        self.brackets = {n: Bracket(e, self.plan, known, lambda t: workers.drop(out, t)) for n, e in trials.items()}
+        self.written: set[str] = set()
+        self.digest = digest
+
+    @property
+    def source(self) -> Path:
+        """The encoded text, while workers read it."""
+        return self.out / "text.safetensors"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs to be trained, at most, over all rows."""
+        rounds, alive = zip(self.plan.epochs, (len(self.plan.points), *self.plan.keep), strict=True), 0
+        before = 0
+        for until, count in rounds:
+            alive, before = alive + min(count, len(self.plan.points)) * (until - before), until
+        return alive * len(self.brackets)
+
+    def train(self) -> Generator[Event]:
+        """Train until every row has its winner; yields what happens. Closing the iterator stops the workers."""
+        self._keep()
+        with closing(workers.work(self.recipe, Brackets(self.brackets), self.source, self.out)) as events:
+            for event in events:
+                yield event
+                self._keep()
+        self._keep()
+        self.source.unlink(missing_ok=True)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Rows of which no trial was left, and why the first of them failed."""
+        return {
+            name: next(iter(bracket.failures.values()), "no trial was left")
+            for name, bracket in self.brackets.items()
+            if bracket.winner is None and not bracket.alive
+        }
+
+    def _keep(self) -> None:
+        """Write the figures of rows that have their winner since."""
+        for name, bracket in self.brackets.items():
+            if bracket.winner is not None and name not in self.written:
+                self.written.add(name)
+                self._write(name, bracket.winner)
+
+    def _write(self, name: str, winner: Entry) -> None:
+        record = workers.finished(self.out, winner, self.recipe, self.digest)
+        if record is None:
+            raise StatespanError(f"{workers.folder_of(self.out, winner)}: the winner's record is gone; sweep again")
+        point = self.plan.points[int(winner.name.rpartition("@")[2])]
+        recipe = f"{self.name}: {', '.join(f'{k}={v}' for k, v in point.items())}"
+        made = ledger.of_record(record, name, self.material.name, recipe, self.recipe.seed, DEVICE)
+        ledger.append(self.results / ledger.LADDER, [made])
+        if self.gold is not None:
+            model, _ = load_with_extra(workers.folder_of(self.out, winner) / row.MODEL)
+            rows = tagging_rows(model, find(winner.rung), self.gold, made)
+            ledger.append(self.results / ledger.TAGGING, rows)
+
+
+def askable(rung: Rung) -> tuple[str, ...]:
+    """The protocols of tagging that a rung's state can answer.
+
+    Example:
+        >>> askable(find("hmm")), askable(find("lstm"))
+        (('prefix', 'prefix-state', 'filtered', 'viterbi'), ('prefix',))
+    """
+    has = {
+        "prefix": True,
+        "prefix-state": rung.move.yields == Kind.DISTRIBUTION,
+        "filtered": rung.condition.yields == Kind.DISTRIBUTION,
+        "viterbi": rung.exact and rung.score is MIXTURE,
+    }
+    return tuple(name for name in protocols.PROTOCOLS if has[name])
+
+
+def tagging_rows(model: Any, rung: Rung, gold: Mapping[str, Gold], made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `tagging.csv`, one a protocol.
+
+    Args:
+        model: the trained rung.
+        rung: its choices.
+        gold: by "valid" and "test".
+        made: its row of `ladder.csv`.
+    """
+    rows = []
+    model.eval()
+    for protocol in askable(rung):
+        began, found = time.perf_counter(), {}
+        for part, name in (("valid", "dev"), ("test", "test")):
+            for ending, independent in (("", False), ("_independent", True)):
+                fine, coarse = protocols.accuracy(model, gold[part], protocol, independent)
+                found[f"{name}_accuracy{ending}"] = fine.accuracy
+                found[f"{name}_accuracy_universal{ending}"] = coarse.accuracy
+        seconds = {"minutes": (time.perf_counter() - began) / 60}
+        kept = {name: made[name] for name in (*ledger.BEGIN, *ledger.END)}
+        rows.append(kept | {"protocol": protocol} | found | seconds)
+    return rows
+
+
+def read_gold(recipe: Recipe, material: Material, folder: Path) -> dict[str, Gold] | None:
+    """The gold tags that a recipe names, laid beside its text; None where it names none.
+
+    Args:
+        recipe: the recipe.
+        material: its text.
+        folder: where relative paths start.
+
+    Raises:
+        StatespanError: a file that cannot be read, or that does not align.
+    """
+    named = recipe.tags
+    if named is None:
+        return None
+    lexicon = corpora.read_tagged(folder / named.lexicon)
+    mapping = tagging.universal(folder / named.universal) if named.universal else None
+    found = {}
+    for part in ("valid", "test"):
+        words = [Sentence(tuple(material.vocabulary.decode(s[:-1]))) for s in getattr(material, part)]
+        tagged = corpora.read_tagged(folder / getattr(named, part))
+        found[part] = protocols.gold(words, tagged, lexicon, material.vocabulary, mapping)
+    return found
+
+
+def shortened(recipe: Recipe, epochs: int) -> Recipe:
+    """The recipe with rounds as long, compared to each other, but ending after so many epochs.
+
+    Raises:
+        StatespanError: the recipe has no sweep, or too few epochs for its rounds.
+    """
+    if recipe.sweep is None:
+        raise StatespanError("the recipe has no [sweep]")
+    last = recipe.sweep.epochs[-1]
+    rounds = tuple(max(1, round(until * epochs / last)) for until in recipe.sweep.epochs)
+    return replace(recipe, sweep=replace(recipe.sweep, epochs=rounds))
+
+
+def say(event: Event, at: float) -> str | None:
+    """An event as a line; None for one that is not worth a line.
+
+    Args:
+        event: what happened.
+        at: seconds since the start.
+    """
+    match event:
+        case Paused(name, until, curve):
+            return f"{at:8.0f} s  {name}: dev {reached(curve, until):.2f} after {until} epochs"
+        case Finished(name, record):
+            return f"{at:8.0f} s  {name}: dev {record['valid_perplexity']:.2f}, test {record['test_perplexity']:.2f}"
+        case Failed(name, why):
+            return f"{at:8.0f} s  {name}: {why}"
+        case _:
+            return None
