@@ -70,7 +70,7 @@ def stationary(matrix: Tensor, offset: Tensor, scale: Tensor) -> tuple[Tensor, T
     Args:
         matrix: A, (D, D), its eigenvalues inside the unit circle.
         offset: b, (D,).
-        scale: (D, D), a root of Q.
+        scale: (D, M), a root of Q.
 
     Raises:
         StatespanError: A has an eigenvalue on or outside the unit circle.
@@ -86,7 +86,7 @@ def stationary(matrix: Tensor, offset: Tensor, scale: Tensor) -> tuple[Tensor, T
         )
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     mean = torch.linalg.solve(identity - matrix, offset)
-    power, total = matrix, scale
+    power, total = matrix, torch.nn.functional.pad(scale, (0, max(0, len(matrix) - scale.shape[1])))
     for _ in range(DOUBLINGS):
         more = power @ total
         total = lower(torch.cat([total, more], -1))

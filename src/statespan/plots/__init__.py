@@ -4,6 +4,7 @@ Every function draws on the axes it is given, or on new ones, and returns them; 
 """
 
 from statespan.plots.checks import plot_criteria, plot_curves, plot_surprise
+from statespan.plots.components import plot_components
 from statespan.plots.forecast import plot_forecast, plot_imputed
 from statespan.plots.parts import plot_emissions, plot_model, plot_transitions
 from statespan.plots.posterior import plot_paths, plot_posterior
@@ -13,6 +14,7 @@ __all__ = [
     "BANDS",
     "COLOURS",
     "LINES",
+    "plot_components",
     "plot_criteria",
     "plot_curves",
     "plot_emissions",
