@@ -17,8 +17,9 @@ from statespan.kernels import recurrence as _recurrence_kernel  # noqa: F401
 from statespan.kernels import recurrent as _recurrent_kernels  # noqa: F401
 from statespan.ladder.rungs import LADDER, elman, gru, jordan, ladder, lstm
 from statespan.method import Method, register, registered, run, scan
-from statespan.methods import Forward, Kalman, MaxProduct, ParticleFilter, Recurrent, method_for
+from statespan.methods import Checkpointed, Forward, Kalman, MaxProduct, ParticleFilter, Recurrent, method_for
 from statespan.model import StateSpace
+from statespan.parameters import free_parameters, summary
 from statespan.part import Part
 from statespan.parts.durations import (
     FreeDurations,
@@ -32,15 +33,20 @@ from statespan.parts.emissions import (
     Bernoulli,
     Beta,
     Categorical,
+    Emission,
     Exponential,
     FactorGaussian,
     Gamma,
     Gaussian,
     GaussianMixture,
+    LinearRegression,
+    LogisticRegression,
     LogNormal,
     Multinomial,
     NegativeBinomial,
     Poisson,
+    PoissonRegression,
+    Product,
     StudentT,
     VonMises,
 )
@@ -53,6 +59,7 @@ from statespan.parts.linear import Linear, Modulated, Scheduled
 from statespan.parts.low_rank import LowRank
 from statespan.parts.orders import HigherOrder
 from statespan.parts.sparse import Sparse
+from statespan.selection import align, compare, select_states
 from statespan.sequences import Sequences
 from statespan.structural import arima, autoregressive, cycle, decompose, level, regression, seasonal, slope
 from statespan.tree import Shared, detach
@@ -70,10 +77,12 @@ __all__ = [
     "Beta",
     "Categorical",
     "Chain",
+    "Checkpointed",
     "Dense",
     "Diffuse",
     "DiffuseStart",
     "Discrete",
+    "Emission",
     "Exponential",
     "FactorGaussian",
     "Factorial",
@@ -91,7 +100,9 @@ __all__ = [
     "HigherOrder",
     "Kalman",
     "Linear",
+    "LinearRegression",
     "LogNormal",
+    "LogisticRegression",
     "LowRank",
     "MaxProduct",
     "Method",
@@ -106,7 +117,9 @@ __all__ = [
     "Point",
     "Poisson",
     "PoissonDurations",
+    "PoissonRegression",
     "Posterior",
+    "Product",
     "Recurrent",
     "Regimes",
     "Scheduled",
@@ -126,14 +139,17 @@ __all__ = [
     "VonMises",
     "__version__",
     "ages",
+    "align",
     "arima",
     "autoregressive",
     "banded",
+    "compare",
     "cycle",
     "decompose",
     "detach",
     "elman",
     "factorial_hmm",
+    "free_parameters",
     "gru",
     "hmm",
     "jordan",
@@ -150,6 +166,8 @@ __all__ = [
     "run",
     "scan",
     "seasonal",
+    "select_states",
     "semi_markov",
     "slope",
+    "summary",
 ]
