@@ -80,10 +80,10 @@ def quiet():
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("case", CASES)
 def test_same_fit(case, implementation):
-    theirs, mine, X = pair(case, n_iter=15, tol=-1e9, implementation=implementation)
+    theirs, mine, X = pair(case, n_iter=8, tol=-1e9, implementation=implementation)
     theirs.fit(X, LENGTHS)
     mine.fit(X, LENGTHS)
-    assert mine.monitor_.iter == theirs.monitor_.iter == 15
+    assert mine.monitor_.iter == theirs.monitor_.iter == 8
     np.testing.assert_allclose(mine.monitor_.history, theirs.monitor_.history, rtol=1e-9)
     expected = fitted_arrays(theirs)
     assert {"startprob_", "transmat_"} <= set(expected) <= set(fitted_arrays(mine))

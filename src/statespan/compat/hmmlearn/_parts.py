@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from statespan.errors import StatespanError
@@ -129,73 +129,4 @@ class Tilted(Part, FiniteEmission):
     @torch.no_grad()
     def maximize(self, stats: Tree) -> None:
         """The emission's."""
-        self.emission.maximize(stats)
-
-
-class GaussianComponents(Part, FiniteEmission):
-    r"""Several normal distributions in each state: p(y | k) = sum over m of weights_km N(y; mean_km, covariance_km).
-
-    Args:
-        emission: the normal distributions, those of state 0 first: a `Gaussian` of K M states.
-        states: K.
-    """
-
-    def __init__(self, emission: Any, states: int):
-        super().__init__()
-        self.emission, self.states, self.event = emission, states, emission.event
-        self.logits = nn.Parameter(torch.zeros(states, emission.states // states))
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The emission's own recipe, and K."""
-        return (self.emission, self.states), {}
-
-    @property
-    def weights(self) -> Tensor:
-        """(K, M), rows sum to one."""
-        return self.logits.softmax(-1)
-
-    def constants(self) -> tuple[Tree, Tensor]:
-        """Those of the normal distributions, and the weights."""
-        return self.emission.constants(), self.weights
-
-    def _joint(self, y: Tensor, u: Tree, observed: Tensor | None, constants: tuple[Tree, Tensor]) -> Tensor:
-        """Log p(y, m | k), (T, B, K, M)."""
-        log = self.emission.log_likelihood(y, u, observed, constants[0])
-        return log.unflatten(-1, self.logits.shape) + constants[1].log()
-
-    def log_likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: tuple[Tree, Tensor]) -> Tensor:
-        """Log p(y | k), (T, B, K)."""
-        return self._joint(y, u, observed, constants).logsumexp(-1)
-
-    def _shares(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
-        """State weights (T, B, K) as those of states and components, (T, B, K M)."""
-        constants = self.constants()
-        joint = self._joint(y, u, observed, constants)
-        share = torch.where(joint.amax(-1, keepdim=True).isfinite(), joint.softmax(-1), constants[1])
-        return (weights[..., None] * share).flatten(-2)
-
-    def mixture(self, probs: Tensor, u: Tree, constants: tuple[Tree, Tensor]) -> Distribution:
-        """A mixture of all of them."""
-        return self.emission.mixture((probs[..., None] * constants[1]).flatten(-2), u, constants[0])
-
-    def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
-        """The mean, given what is there of each row."""
-        return self.emission.fill(y, u, observed, self._shares(y, u, observed, weights))
-
-    @torch.no_grad()
-    def set_weights(self, weights: Tensor) -> None:
-        """Make `weights` (K, M) those of the components."""
-        self.logits.copy_(weights.log())
-
-    @torch.no_grad()
-    def statistics(self, y: Tensor, u: Tree, weights: Tensor, observed: Tensor | None) -> Tree:
-        """Those of the normal distributions, K M of each."""
-        return self.emission.statistics(y, u, self._shares(y, u, observed, weights), observed)
-
-    @torch.no_grad()
-    def maximize(self, stats: Any) -> None:
-        """Closed-form M-step; a state never visited keeps its weights."""
-        each = stats.weight.view_as(self.logits)
-        total = each.sum(-1, keepdim=True)
-        self.set_weights(torch.where(total > 0, each / total.clamp_min(1e-300), self.weights))
         self.emission.maximize(stats)

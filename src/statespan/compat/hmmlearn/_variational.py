@@ -1,26 +1,7 @@
-"""Expected logarithms and divergences of the conjugate posteriors."""
+"""Expected logarithms and divergences of hmmlearn's normal-Wishart posteriors, one of D dimensions for every kind."""
 
 import numpy as np
 from scipy.special import digamma, gammaln
-
-
-def expected_log(concentration: np.ndarray) -> np.ndarray:
-    """E log p under Dirichlet distributions over the last axis: digamma(a) - digamma(sum of a)."""
-    return digamma(concentration) - digamma(concentration.sum(-1, keepdims=True))
-
-
-def dirichlet_divergence(q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    r"""KL(q || p) of Dirichlet distributions over the last axis.
-
-    log Gamma(Q) - log Gamma(P) - sum of log Gamma(q) - log Gamma(p) + (q - p)(digamma(q) - digamma(Q)), with Q and P
-    the sums of q and p.
-
-    Source:
-        Penny, KL-divergences of normal, gamma, Dirichlet and Wishart densities, 2001.
-    """
-    q, p = np.asarray(q, dtype=float), np.asarray(p, dtype=float)
-    total = gammaln(q.sum(-1)) - gammaln(p.sum(-1))
-    return total - (gammaln(q) - gammaln(p)).sum(-1) + ((q - p) * expected_log(q)).sum(-1)
 
 
 def expected_log_determinant(dof: np.ndarray, scale: np.ndarray) -> np.ndarray:

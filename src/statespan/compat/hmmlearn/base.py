@@ -14,9 +14,9 @@ from torch import Tensor
 
 from statespan.compat.hmmlearn._chain import Batch, Chain, batches
 from statespan.compat.hmmlearn._parts import LogFrames
-from statespan.compat.hmmlearn._variational import dirichlet_divergence, expected_log
 from statespan.errors import StatespanError
 from statespan.families import hmm
+from statespan.fit.conjugate import dirichlet_divergence, expected_log
 from statespan.fit.em import add
 from statespan.model import StateSpace
 
@@ -591,8 +591,8 @@ class VariationalBaseHMM(_AbstractHMM):
 
     def _estep_begin(self) -> None:
         with np.errstate(under="ignore"):
-            self.startprob_subnorm_ = np.exp(expected_log(self.startprob_posterior_))
-            self.transmat_subnorm_ = np.exp(expected_log(self.transmat_posterior_))
+            self.startprob_subnorm_ = np.exp(expected_logs(self.startprob_posterior_))
+            self.transmat_subnorm_ = np.exp(expected_logs(self.transmat_posterior_))
 
     def _fit_chain(self) -> Chain:
         return Chain(self.startprob_subnorm_, self.transmat_subnorm_, self._subnormal_part(), self.implementation)
@@ -610,9 +610,19 @@ class VariationalBaseHMM(_AbstractHMM):
             self.transmat_ = self.transmat_posterior_ / self.transmat_posterior_.sum(1, keepdims=True)
 
     def _compute_lower_bound(self, log_prob: float) -> float:
-        start = dirichlet_divergence(self.startprob_posterior_, self.startprob_prior_)
-        moves = dirichlet_divergence(self.transmat_posterior_, self.transmat_prior_)
-        return log_prob - start - moves.sum()
+        tables = (self.startprob_posterior_, self.startprob_prior_), (self.transmat_posterior_, self.transmat_prior_)
+        return log_prob - sum(divergence(posterior, prior) for posterior, prior in tables)
+
+
+def expected_logs(concentration: np.ndarray) -> np.ndarray:
+    """E log p under Dirichlet distributions over the last axis."""
+    return expected_log(torch.as_tensor(concentration, dtype=torch.float64)).numpy()
+
+
+def divergence(posterior: np.ndarray, prior: np.ndarray) -> float:
+    """KL of Dirichlet distributions over the last axis, summed."""
+    q, p = (torch.as_tensor(x, dtype=torch.float64) for x in (posterior, prior))
+    return float(dirichlet_divergence(q, p).sum())
 
 
 def _read(X: Any) -> np.ndarray:

@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_random_state
 
 from statespan.compat.hmmlearn._emissions import (
     COVARIANCE_TYPES,
+    KINDS,
     CategoricalEmission,
     GaussianEmission,
     clusters,
@@ -19,11 +20,10 @@ from statespan.compat.hmmlearn._emissions import (
     variances,
     whole_numbers,
 )
-from statespan.compat.hmmlearn._parts import GaussianComponents
 from statespan.compat.hmmlearn.base import BaseHMM
 from statespan.compat.hmmlearn.utils import normalize
 from statespan.errors import StatespanError
-from statespan.parts.emissions import Multinomial, Poisson
+from statespan.parts.emissions import GaussianMixture, Multinomial, Poisson
 
 _log = logging.getLogger(__name__)
 
@@ -382,13 +382,15 @@ class GMMHMM(BaseHMM):
         variances = self.covars_[..., None] if self.covariance_type == "spherical" else self.covars_
         return np.broadcast_to(variances, (k, m, d))[..., None] * np.eye(d)
 
-    def _part(self) -> GaussianComponents:
+    def _part(self) -> GaussianMixture:
         d = self.n_features
-        # Of `gaussian` "tied" is one matrix for everything; here each component has its own, or its state's.
+        # Elsewhere "tied" is one matrix for everything; here it is one a state.
         kind = "full" if self.covariance_type == "tied" else self.covariance_type
-        means = np.asarray(self.means_, dtype=float).reshape(-1, d)
-        part = GaussianComponents(gaussian(means, self._full().reshape(-1, d, d), kind), self.n_components).double()
-        part.set_weights(torch.tensor(self.weights_))
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            part = GaussianMixture(d, self.n_mix, KINDS[kind], self.n_components).double()
+            means = np.asarray(self.means_, dtype=float).reshape(-1, d)
+            part.normals = gaussian(means, self._full().reshape(-1, d, d), kind)
+            part.logits.copy_(torch.tensor(self.weights_).log())
         return part
 
     def _get_n_fit_scalars_per_param(self) -> dict[str, int]:
@@ -405,7 +407,7 @@ class GMMHMM(BaseHMM):
         """The mode of the posterior, with the scatter about the means before the update, as in hmmlearn."""
         super()._do_mstep(stats)
         k, m, d = self.n_components, self.n_mix, self.n_features
-        weight, first, second = (x.numpy().reshape(k, m, *x.shape[1:]) for x in stats["emission"])
+        weight, first, second = (x.numpy().reshape(k, m, *x.shape[1:]) for x in stats["emission"].normals)
         if "w" in self.params:
             total = weight + self.weights_prior - 1
             self.weights_ = total / total.sum(1, keepdims=True)

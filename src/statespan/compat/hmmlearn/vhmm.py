@@ -19,13 +19,11 @@ from statespan.compat.hmmlearn._emissions import (
 )
 from statespan.compat.hmmlearn._parts import Tilted
 from statespan.compat.hmmlearn._variational import (
-    dirichlet_divergence,
-    expected_log,
     expected_log_determinant,
     normal_divergence,
     wishart_divergence,
 )
-from statespan.compat.hmmlearn.base import VariationalBaseHMM
+from statespan.compat.hmmlearn.base import VariationalBaseHMM, divergence, expected_logs
 from statespan.compat.hmmlearn.utils import fill_covars
 from statespan.errors import StatespanError
 from statespan.parts.emissions import Categorical
@@ -105,7 +103,7 @@ class VariationalCategoricalHMM(CategoricalEmission, VariationalBaseHMM):
 
     def _estep_begin(self) -> None:
         super()._estep_begin()
-        self.emissionprob_log_subnorm_ = expected_log(self.emissionprob_posterior_)
+        self.emissionprob_log_subnorm_ = expected_logs(self.emissionprob_posterior_)
 
     def _subnormal_part(self) -> Tilted:
         """exp(E log p) as probabilities times what they lack to sum to one."""
@@ -120,8 +118,8 @@ class VariationalCategoricalHMM(CategoricalEmission, VariationalBaseHMM):
             self.emissionprob_ = self.emissionprob_posterior_ / self.emissionprob_posterior_.sum(1, keepdims=True)
 
     def _compute_lower_bound(self, log_prob: float) -> float:
-        symbols = dirichlet_divergence(self.emissionprob_posterior_, self.emissionprob_prior_)
-        return super()._compute_lower_bound(log_prob) - symbols.sum()
+        symbols = divergence(self.emissionprob_posterior_, self.emissionprob_prior_)
+        return super()._compute_lower_bound(log_prob) - symbols
 
 
 class VariationalGaussianHMM(GaussianEmission, VariationalBaseHMM):

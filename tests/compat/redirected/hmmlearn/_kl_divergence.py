@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch.distributions import Gamma, MultivariateNormal, Normal, kl_divergence
 
-from statespan.compat.hmmlearn._variational import dirichlet_divergence as kl_dirichlet
 from statespan.compat.hmmlearn._variational import wishart_divergence as kl_wishart_distribution
+from statespan.compat.hmmlearn.base import divergence as kl_dirichlet
 
 __all__ = [
     "kl_dirichlet",
