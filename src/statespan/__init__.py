@@ -10,7 +10,7 @@ from statespan.belief import Gaussian as GaussianBelief
 from statespan.errors import StatespanError
 from statespan.families import factorial_hmm, hmm, linear_gaussian, semi_markov
 from statespan.files import load
-from statespan.fit import EM, LBFGS, SGD, VI, Chain
+from statespan.fit import EM, LBFGS, SGD, VI, Chain, OnlineEM
 from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
 from statespan.kernels import kalman as _kalman_kernel  # noqa: F401
 from statespan.kernels import recurrence as _recurrence_kernel  # noqa: F401
@@ -46,10 +46,10 @@ from statespan.parts.emissions import (
     NegativeBinomial,
     Poisson,
     PoissonRegression,
-    Product,
     StudentT,
     VonMises,
 )
+from statespan.parts.emissions import ProductEmission as Product
 from statespan.parts.factorial import Factorial, FactorialStart
 from statespan.parts.finite import Dense, banded, left_to_right
 from statespan.parts.gaussian_initial import DiffuseStart, NormalStart, StationaryStart
@@ -111,6 +111,7 @@ __all__ = [
     "NegativeBinomial",
     "NegativeBinomialDurations",
     "NormalStart",
+    "OnlineEM",
     "Part",
     "ParticleFilter",
     "Particles",

@@ -339,11 +339,11 @@ def _gradient(
 ) -> tuple[Tensor | None, ...]:
     if g_normaliser is None and g_filtered is None:
         return (None,) * 6
-    scale = ctx.saved_tensors[4]
+    saved = ctx.saved_tensors  # read once: under checkpointing a second reading is an error
     g_predicted, g_table, g_likelihood, g_scale = torch.ops.statespan.forward_backward_backward(
-        g_normaliser, g_filtered, *ctx.saved_tensors, ctx.needs_input_grad[1]
+        g_normaliser, g_filtered, *saved, ctx.needs_input_grad[1]
     )
-    return g_predicted, g_table, g_likelihood, None, None if scale is None else g_scale, None
+    return g_predicted, g_table, g_likelihood, None, None if saved[4] is None else g_scale, None
 
 
 shared.define(

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from statespan.errors import StatespanError
 from statespan.method import Method, lacks
+from statespan.methods.checkpointed import Checkpointed
 from statespan.methods.forward import Forward
 from statespan.methods.kalman import Kalman
 from statespan.methods.max_product import MaxProduct
@@ -42,6 +43,7 @@ def check(method: Any, model: "StateSpace") -> Method:
 
 __all__ = [
     "DEFAULTS",
+    "Checkpointed",
     "Forward",
     "Kalman",
     "MaxProduct",

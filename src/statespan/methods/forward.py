@@ -67,7 +67,7 @@ class Forward(Method):
         probs: Any = move.initial
         return Discrete(probs.expand(batch, -1))
 
-    def predict(self, model: Any, belief: Any, move: Moves) -> Discrete:
+    def predict(self, model: Any, belief: Any, move: Moves) -> Any:
         """P A; after a missing symbol, p times the averaged table."""
         probs, fed = belief.state.probs, belief.fed
         if fed is None:
@@ -148,20 +148,7 @@ class Forward(Method):
         with torch.no_grad():
             prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
         posterior, counts, log_prob = expectations(model, self, prepared, None, data.shape, data.weights)
-        with torch.no_grad():
-            u, there, _ = look_back(model, data)
-            weights = public(model.transition, posterior)
-            if data.powers is not None:
-                weights = weights * data.powers[..., None]
-            if there is not None:
-                weights = torch.where(there[..., None], weights, 0.0)
-            initial, transition, emission = closed_parts(model)
-            statistics = Statistics(
-                model.initial.statistics(posterior[0], data.u) if initial else None,
-                model.transition.statistics(counts, data.u) if transition else None,
-                model.emission.statistics(data.y, u, weights, data.present) if emission else None,
-            )
-        return Expected(log_prob, statistics)
+        return Expected(log_prob, statistics_of(model, data, posterior[0], posterior, counts))
 
     def decode(self, model: Any, constants: Constants, data: Sequences, k: int) -> tuple[Tensor, Tensor]:
         """By max-product."""
@@ -178,6 +165,23 @@ class Forward(Method):
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
         posterior = public(model.transition, self.smooth(model, prepared, None, data.shape).probs)
         return model.emission.fill(data.y, look_back(model, data)[0], data.present, posterior)
+
+
+@torch.no_grad()
+def statistics_of(model: Any, data: Sequences, first: Tensor, posterior: Tensor, counts: Tree) -> Statistics:
+    """What the parts' M-steps need: from first states (B, K), states (T, B, K) and moves, a tree like the tables."""
+    u, there, _ = look_back(model, data)
+    weights = public(model.transition, posterior)
+    if data.powers is not None:
+        weights = weights * data.powers[..., None]
+    if there is not None:
+        weights = torch.where(there[..., None], weights, 0.0)
+    initial, transition, emission = closed_parts(model)
+    return Statistics(
+        model.initial.statistics(first, data.u) if initial else None,
+        model.transition.statistics(counts, data.u) if transition else None,
+        model.emission.statistics(data.y, u, weights, data.present) if emission else None,
+    )
 
 
 def _fill_by_trial(model: Any, method: "Forward", constants: Constants, data: Sequences) -> Tensor:
