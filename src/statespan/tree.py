@@ -89,6 +89,7 @@ class Lazy:
     @property
     def value(self) -> Any:
         """The value, made now if it never was."""
-        if self._make is not None:
-            self._value, self._make = self._make(), None
+        make = self._make  # read once: two threads may ask at once, and then both make it
+        if make is not None:
+            self._value, self._make = make(), None
         return self._value

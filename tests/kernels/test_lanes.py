@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,38 @@ def test_one_thread_is_undone() -> None:
     with lanes.one_thread():
         assert setting(1) == 1
     assert setting(before) == before
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_gives_results_in_order_with_torch_on_one_thread(threads: int) -> None:
+    torch.set_num_threads(threads)
+    used = set()
+
+    def function(i: int) -> tuple[int, int, bool]:
+        used.add(threading.get_ident())
+        time.sleep(0.01 if i == 0 else 0.0)
+        return i, torch.get_num_threads(), torch.is_grad_enabled()
+
+    with torch.no_grad():
+        assert list(lanes.each(function, [1] * 9)) == [(i, 1, False) for i in range(9)]
+    assert (threading.get_ident() in used) == (threads == 1)
+    assert torch.get_num_threads() == threads
+    # One piece that is most of the work has all threads to itself.
+    assert list(lanes.each(function, [9, 1])) == [(0, threads, True), (1, threads, True)]
+
+
+def test_each_passes_the_first_error_on_when_nothing_runs_any_more() -> None:
+    torch.set_num_threads(2)
+    running = []
+
+    def function(i: int) -> int:
+        running.append(i)
+        time.sleep(0.005)
+        running.remove(i)
+        if i in (3, 4):
+            raise KeyError(i)
+        return i
+
+    with pytest.raises(KeyError, match="3"):
+        list(lanes.each(function, [1] * 20))
+    assert not running

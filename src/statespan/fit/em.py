@@ -1,5 +1,6 @@
 """Expectation maximisation."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from statespan.errors import StatespanError
 from statespan.fit.degenerate import at_bounds, unused_states
 from statespan.fit.fitting import Fitter, restart
+from statespan.kernels.lanes import each
 from statespan.method import Method, Statistics, closed_parts, run, total, weighted
 from statespan.methods import method_for
 from statespan.sequences import Sequences
@@ -119,8 +121,9 @@ class EM(Fitter):
         likelihood, stats = 0.0, None
         with torch.no_grad():
             constants = method.constants(model)
-        for data, name in zip(batches, names or [None] * len(batches), strict=True):
-            log_prob, new = method.expect(model, constants, data)
+        sizes = [math.prod(data.shape) for data in batches]
+        expected = each(lambda i: method.expect(model, constants, batches[i]), sizes)
+        for data, name, (log_prob, new) in zip(batches, names or [None] * len(batches), expected, strict=True):
             likelihood += float(total(log_prob, name, data.weights))
             stats = new if stats is None else add(stats, new)
         assert stats is not None

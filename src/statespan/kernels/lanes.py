@@ -4,10 +4,12 @@ import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,9 +91,25 @@ def can_split() -> bool:
     return _local_threads() is not None
 
 
+@functools.cache
+def _openmp_threads() -> tuple[Callable[[int], None], Callable[[], int]] | None:
+    """OpenMP's setting of the calling thread's number of threads, and what it is, where torch was built with OpenMP."""
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        path = Path(torch.__file__).parent / "lib" / name
+        if path.exists():
+            try:
+                library = ctypes.CDLL(str(path))
+                change, ask = library.omp_set_num_threads, library.omp_get_max_threads
+            except (OSError, AttributeError):
+                return None
+            change.argtypes, change.restype, ask.restype = [ctypes.c_int], None, ctypes.c_int
+            return change, ask
+    return None
+
+
 @contextmanager
 def one_thread(alone: bool = True) -> Iterator[None]:
-    """Matrix products of the calling thread use no other thread inside this block (where torch uses MKL).
+    """What the calling thread does in torch uses no other thread inside this block (where torch uses OpenMP and MKL).
 
     Args:
         alone: False leaves everything as it is.
@@ -101,13 +119,57 @@ def one_thread(alone: bool = True) -> Iterator[None]:
         ...     float(torch.mm(torch.ones(1, 2), torch.ones(2, 1)))
         2.0
     """
-    setting = _local_threads() if alone else None
-    before = setting(1) if setting else 0
+    torch.get_num_threads()  # torch gives a new thread its number at the first question
+    products, loops = (_local_threads(), _openmp_threads()) if alone else (None, None)
+    before = loops[1]() if loops else 0, products(1) if products else 0
+    if loops:
+        loops[0](1)
     try:
         yield
     finally:
-        if setting:
-            setting(before)
+        if loops:
+            loops[0](before[0])
+        if products:
+            products(before[1])
+
+
+def each(function: Callable[[int], Any], sizes: Sequence[int]) -> Iterator[Any]:
+    """Results for 0, 1, ... in order, made at once on torch's number of threads, each of which has torch to itself.
+
+    A thread of our own beside torch's would share the cores with threads of torch that wait by spinning; here there are
+    none. Where one piece is most of the work, each is made by all threads instead, one after the other.
+
+    Args:
+        function: called once with every number; sees the caller's grad mode.
+        sizes: how much work each is.
+
+    Raises:
+        BaseException: the first, in order, that a call raised, once no call is running.
+
+    Example:
+        >>> list(each(lambda i: i * i, [1, 1, 1]))
+        [0, 1, 4]
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(sizes) < 2 or max(sizes) * threads > sum(sizes) or not _openmp_threads():
+        yield from map(function, range(len(sizes)))
+        return
+    grad = torch.is_grad_enabled()
+
+    def alone(i: int) -> Any:
+        with one_thread(), torch.set_grad_enabled(grad):
+            return function(i)
+
+    pool = _executor(threads)
+    futures = deque(pool.submit(alone, i) for i in range(len(sizes)))
+    try:
+        while futures:
+            # Taken off, so that a result that was used is not kept.
+            yield futures.popleft().result()
+    finally:
+        for future in futures:
+            future.cancel()
+        wait([future for future in futures if future.running()])
 
 
 def pieces(count: int, parts: int) -> list[tuple[int, int]]:
