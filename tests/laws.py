@@ -27,9 +27,9 @@ def _each(emission: Any, *names: str) -> list[np.ndarray]:
     return [getattr(emission, name).detach().double().numpy() for name in names]
 
 
-def _gumbel(e: Any) -> Any:
-    loc, scale = _each(e, "loc", "scale")
-    return lambda k, d: stats.gumbel_r(loc[k, d], scale[k, d])
+def _torch(e: Any) -> Any:
+    loc, scale = (e.parameter(name).detach().double().numpy() for name in ("loc", "scale"))
+    return lambda k, d: {"Gumbel": stats.gumbel_r, "Laplace": stats.laplace}[e.name](loc[k, d], scale[k, d])
 
 
 def _poisson(e: Any) -> Any:
@@ -81,6 +81,7 @@ COORDINATES: dict[str, Callable[[Any], Any]] = {
     "LogNormal": _log_normal,
     "Beta": _beta,
     "VonMises": _von_mises,
+    "Emission": _torch,
 }
 """Emissions whose coordinates are independent: the scipy distribution of coordinate d in state k."""
 
@@ -166,11 +167,27 @@ def _mixture(emission: Any) -> list[Law]:
     return [law(*row) for row in zip(*_each(emission, "weights", "mean", "covariance"), strict=True)]
 
 
+def _product(emission: Any) -> list[Law]:
+    parts = [laws(e) for e in emission.emissions]
+
+    def law(k: int) -> Law:
+        def each(y: np.ndarray, there: np.ndarray) -> list[tuple[Law, np.ndarray, np.ndarray]]:
+            return [(part[k], y[at], there[at]) for part, at in zip(parts, emission.columns, strict=True)]
+
+        return Law(
+            lambda y, there: sum(one.log(*row) for one, *row in each(y, there)),
+            lambda y, there: np.concatenate([one.mean(*row) for one, *row in each(y, there)]),
+        )
+
+    return [law(k) for k in range(emission.states)]
+
+
 FAMILIES: dict[str, Callable[[Any], list[Law]]] = {
     "Gaussian": _normal,
     "FactorGaussian": _normal,
     "GaussianMixture": _mixture,
     "Multinomial": _multinomial,
+    "ProductEmission": _product,
     "StudentT": _student,
     **dict.fromkeys(COORDINATES, _independent),
 }

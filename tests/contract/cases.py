@@ -67,6 +67,8 @@ FACTORIES: dict[str, Callable[[], Any]] = {
     "hmm/student-t": hmm(lambda: scatter(ss.StudentT(2, states=WIDTH))),
     "hmm/gaussian-mixture": hmm(lambda: scatter(ss.GaussianMixture(2, 2, states=WIDTH))),
     "hmm/gaussian-factor": hmm(lambda: scatter(ss.FactorGaussian(2, 1, states=WIDTH))),
+    "hmm/product": hmm(lambda: scatter(ss.Product(ss.Gaussian(1, states=WIDTH), ss.Poisson(1, WIDTH)))),
+    "hmm/torch-gumbel": hmm(lambda: scatter(ss.Emission("Gumbel", 2, WIDTH))),
     "hmm/von-mises": hmm(lambda: scatter(ss.VonMises(2, WIDTH))),
     "linear-gaussian": linear,
     "particles/linear-gaussian": linear,
