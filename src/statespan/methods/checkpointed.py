@@ -140,7 +140,7 @@ class Checkpointed(Method):
     def expect(self, model: Any, constants: Constants, data: Sequences) -> Expected:
         """The same sums as `Forward`'s, added up over segments."""
         log_probs, total = [], None
-        for s in self._back(model, constants, data):
+        for s in self._back(model, constants, data, counting=True):
             first = s.posterior[0] if s.start == 0 else torch.zeros_like(s.posterior[0])
             new = statistics_of(model, s.data, first, s.posterior, s.counts)
             total = new if total is None else _added(total, new)
@@ -219,8 +219,10 @@ class Checkpointed(Method):
             last = torch.where(ended[:, None], belief.state.probs, last)
         return log_prob, last
 
-    def _back(self, model: Any, constants: Constants, data: Sequences, belief: Any = None) -> Iterator[Segment]:
-        """Segments from the last to the first."""
+    def _back(
+        self, model: Any, constants: Constants, data: Sequences, belief: Any = None, counting: bool = False
+    ) -> Iterator[Segment]:
+        """Segments from the last to the first; moves are counted only where they are asked for."""
         windows, beliefs = self._windows(model, data), [belief]
         with torch.no_grad():
             for _, window, ended in windows[:-1]:
@@ -231,7 +233,7 @@ class Checkpointed(Method):
                 ready = Prepared(*self.whole.prepare(model, constants, window), window.lengths)
             value = ready.likelihoods.value.detach().requires_grad_()
             tables = leaves(ready.moves.tables)
-            free = [x.detach().requires_grad_(x.is_floating_point()) for x in tables]
+            free = [x.detach().requires_grad_(counting and x.is_floating_point()) for x in tables]
             moves = ready.moves._replace(tables=replace_leaves(ready.moves.tables, free))
             again = Prepared(moves, ready.likelihoods._replace(value=value), window.lengths)
             with torch.enable_grad():
