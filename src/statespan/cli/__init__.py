@@ -35,7 +35,7 @@ def main() -> None:
         code = INTERRUPTED  # which newer versions of typer return
     if code == INTERRUPTED:
         kept = "; what was done is kept, and --resume goes on from there"
-        _complain(f"stopped{kept if sys.argv[1:3] == ['ladder', 'run'] else ''}", INTERRUPTED)
+        _complain(f"stopped{kept if sys.argv[1:3] in (['ladder', 'run'], ['ladder', 'sweep']) else ''}", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -1,7 +1,8 @@
 """Commands on files of data: fit a model, and ask it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -41,7 +42,20 @@ Seed = Annotated[int, typer.Option(help="Makes the answer repeatable.")]
 def add(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     for command in (fit, score, filter, smooth, decode, forecast, impute, sample, compare):
-        app.command()(command)
+        app.command()(_without_gradients(command))
+
+
+def _without_gradients(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with no graph kept of what it computes; fitting asks for one itself."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        import torch
+
+        with torch.no_grad():
+            command(*arguments, **options)
+
+    return run
 
 
 class Question(NamedTuple):
@@ -116,7 +130,7 @@ def open_model(path: Path) -> tuple[Any, dict[str, Any]]:
     from statespan.files import load_with_extra
 
     model, extra = load_with_extra(path)
-    return model.eval().requires_grad_(False), extra
+    return model.eval(), extra
 
 
 def read_for(
@@ -193,7 +207,7 @@ def fit(
     if done.stopped is not None:
         raise screen.Stopped(f"{done.stopped} are kept in {out}")
     screen.note(done.notes)
-    made = done.model.requires_grad_(False)
+    made = done.model
     with located(given):
         summary.show(made, given)
     screen.console().print(f"\nmodel: {out}", markup=False, soft_wrap=True)
@@ -223,14 +237,20 @@ def _to_fit(
         data, vocabulary = read_words(path, None, level, at_least)
         return data, {"vocabulary": vocabulary.to_json(), "level": level}
     asked, coded = split(columns), split(symbols)
-    for group, name in named_columns(emission):
-        asked += [column for column in group if column not in asked]
-        coded += group if of_symbols(name) else []
-    if emission is not None and ":" not in emission and of_symbols(emission):
-        if not asked:
-            asked = _only(path, sequence, time)
+    groups = named_columns(emission)
+    if groups:
+        listed = [column for group, _ in groups for column in group]
+        left = [column for column in asked if column not in listed]
+        if left:
+            raise StatespanError(f"--emission {emission}: column {left[0]} has none; say {left[0]}:name too")
+        asked = listed  # in the order of the emissions
+        coded += [column for group, name in groups if of_symbols(name) for column in group]
+    elif emission is not None and of_symbols(emission):
+        asked = asked or _only(path, sequence, time)
         coded += asked
     data = read(path, asked, coded, sequence, time, every)
+    if not groups:
+        data = data.ordered(key=lambda name: name in data.columns.words)
     return data, {"columns": data.columns.to_json()}
 
 
@@ -465,9 +485,7 @@ def _spoken(extra: dict[str, Any], width: int) -> tuple[tuple[str, ...], dict[st
 def compare(
     files: Annotated[list[Path], typer.Argument(metavar="[MODEL]... DATA", help="Model files, and then the data.")],
     states: Annotated[str, typer.Option(help="Fit an hmm for each of these numbers of states: 2-6, or 2,4,8.")] = "",
-    held_out: Annotated[
-        float, typer.Option(help="With --states: the share of the data that each fit is then scored on, not shown.")
-    ] = 0.0,
+    folds: Annotated[int, typer.Option(help="With --states: cross-validate, this often; 0 does without.")] = 0,
     emission: Emission = None,
     columns: Columns = "",
     symbols: Symbols = "",
@@ -488,7 +506,7 @@ def compare(
 
     statespan compare two.safetensors three.safetensors weather.csv
 
-    statespan compare weather.csv --states 2-6 --held-out 0.2
+    statespan compare weather.csv --states 2-6 --folds 5
     """
     from statespan.cli import fitting, summary
     from statespan.cli.models import Wanted, make
@@ -521,9 +539,9 @@ def compare(
             with located(given):
                 done = fitting.fit(maker, given, plan, f"{count} states")
                 row: dict[str, Any] = {} if not models else {"model": ""}
-                row |= {"states": count} | summary.criteria(done.model.requires_grad_(False), given)
-                if held_out and done.stopped is None:
-                    row["held_out_per_step"] = fitting.held_out(maker, given, plan, held_out, f"{count} states")
+                row |= {"states": count} | summary.criteria(done.model, given)
+                if folds and done.stopped is None:
+                    row["cv"] = fitting.cross_validate(done.model, given, plan, folds)
             if done.stopped is not None:
                 deliver(pandas().DataFrame(rows), out, as_json)
                 raise screen.Stopped("what was compared is shown")

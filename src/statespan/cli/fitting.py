@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from statespan.cli import screen
 from statespan.errors import StatespanError
 from statespan.tables import Data
@@ -86,7 +84,7 @@ def fit(make: Callable[[int], Any], data: Data, plan: Plan, what: str = "fitting
     model = make(plan.seed)
     fitter = _fitter(plan, model)
     y, _ = verbs.ask(model, data.y(model.emission.event))
-    with screen.progress(plan.restarts, plan.iterations, what) as follow:
+    with screen.progress(plan.restarts, plan.iterations, what) as follow, torch.enable_grad():
         try:
             for start in range(plan.restarts):
                 model = make(plan.seed + start)
@@ -114,41 +112,17 @@ def fit(make: Callable[[int], Any], data: Data, plan: Plan, what: str = "fitting
     return best.fitted(False)
 
 
-def held_out(make: Callable[[int], Any], data: Data, plan: Plan, share: float, what: str) -> float:
-    """The log-probability of a step, in nats, that a fit to the rest was not shown.
+def cross_validate(model: Any, data: Data, plan: Plan, folds: int) -> float:
+    """The cross-validated log-likelihood of an observed step (`statespan.selection.cross_validate`)."""
+    import torch
 
-    Of five sequences or more every so many-th is held out; else the end of each, which is then scored given what went
-    before it.
+    from statespan import verbs
+    from statespan.selection import cross_validate as validate
 
-    Args:
-        make: a new model from a seed.
-        data: of a file.
-        plan: how to fit.
-        share: how much is held out, between 0 and 1.
-        what: said beside the bar.
-
-    Raises:
-        StatespanError: the share leaves nothing to fit or to score.
-    """
-    if not 0 < share < 1:
-        raise StatespanError(f"--held-out {share:g}: give a share between 0 and 1, such as 0.2")
-    whole = len(data.ends) >= 5
-    ends = np.array(data.ends)
-    if whole:
-        out = np.zeros(len(ends), bool)
-        out[np.linspace(0, len(ends) - 1, max(1, round(share * len(ends)))).round().astype(int)] = True
-        keep = np.where(out, 0, ends)
-    else:
-        keep = np.maximum(1, np.floor((1 - share) * ends)).astype(int)
-    within = np.concatenate([np.arange(end) for end in ends])
-    shown = within < np.repeat(keep, ends)
-    if not (~shown).any() or np.isnan(data.values[~shown]).all() or np.isnan(data.values[shown]).all():
-        raise StatespanError(f"--held-out {share:g}: too little is left; the data have {len(shown)} steps")
-    begun = data._replace(values=data.values[shown], ends=[int(n) for n in keep if n])
-    model = fit(make, begun, plan, what).model.requires_grad_(False)
-    surprise = np.concatenate([each.numpy() for each in model.filter(data.y(model.emission.event)).surprise])
-    there = ~shown & ~np.isnan(data.values).all(1)
-    return float(-surprise[there].mean())
+    with torch.enable_grad():
+        return validate(
+            model, verbs.ask(model, data.y(model.emission.event))[0], folds, _fitter(plan, model), 1, plan.seed
+        )
 
 
 def _watch(model: Any, best: _Best, follow: Callable[[int, float], None]) -> Callable[[int, float], None]:

@@ -106,11 +106,14 @@ def forecasts(data: Data, forecast: Forecast, steps: int, quantiles: Sequence[fl
         likeliest = [known[v] for v in probs.argmax(1)]
         return frame.assign(**{names[0]: likeliest}, **{f"p({known[v]})": probs[:, v] for v in shown})
     mean = forecast.mean.numpy().reshape(-1, len(names))
-    levels = forecast.quantile(list(quantiles)).numpy().reshape(len(quantiles), -1, len(names))
+    draws = forecast.samples.numpy().reshape(len(forecast.samples), -1, len(names))
+    levels = np.quantile(draws, list(quantiles), axis=0)
     columns: dict[str, Any] = {}
     for c, name in enumerate(names):
-        if name in words:
-            columns[name] = [words[name][int(v)] for v in levels[len(quantiles) // 2, :, c].round()]
+        if name in words:  # beside other columns: how often each is drawn
+            share = np.stack([(draws[..., c] == v).mean(0) for v in range(len(words[name]))], 1)
+            columns[name] = [words[name][v] for v in share.argmax(1)]
+            columns |= {f"p({word})": share[:, v] for v, word in enumerate(words[name])}
             continue
         columns[name] = mean[:, c]
         columns |= {f"{name}_q{100 * q:g}": levels[i, :, c] for i, q in enumerate(quantiles)}

@@ -91,14 +91,67 @@ def ladder_run(
         raise StatespanError(next(iter(run.failures.values())) + more)
 
 
+@ladder_app.command("sweep")
+def ladder_sweep(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe with [sweep], or the name of one that ships: ptb-10m, ptb-200.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for trials; out/ and the recipe's name unless given.")
+    ] = None,
+    results: Annotated[
+        Path, typer.Option(help="Folder of ladder.csv and tagging.csv, to which rows are added.")
+    ] = Path("results"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was stopped.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the files the recipe names.")] = None,
+    only: Annotated[str | None, typer.Option(help="Some rows alone, such as elman,lstm.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every random draw, instead of the recipe's.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Trials at a time, instead of the recipe's.")] = None,
+) -> None:
+    """Try a recipe's settings on each rung by successive halving, and keep the figures of what wins."""
+    import time
+    from dataclasses import replace
+
+    from statespan.ladder import material as texts
+    from statespan.ladder import recipe as recipes
+    from statespan.ladder import sweep, terminal
+
+    _own(None, None, data)
+    path = _recipe(recipe)
+    plan = recipes.read(path)
+    plan = recipes.only(plan, only) if only is not None else plan
+    plan = replace(plan, seed=plan.seed if seed is None else seed, workers=workers or plan.workers)
+    folder, screen, began = data or path.parent, terminal.console(), time.monotonic()
+    material = texts.read(plan.text, folder)
+    gold = sweep.read_gold(plan, material, folder)
+    terminal.say_text(screen, material)
+    name = path.stem if seed is None else f"{path.stem}-seed{seed}"
+    trials = sweep.SweepRun(plan, path.stem, material, gold, out or Path("out") / name, results, resume)
+    screen.print(f"{len(plan.entries)} rungs, {len(trials.plan.points)} points each; {trials.epochs} epochs at most")
+    with closing(trials.train()) as events:
+        for event in events:
+            if (line := sweep.say(event, time.monotonic() - began)) is not None:
+                screen.print(line, markup=False, soft_wrap=True)
+    screen.print(f"results: {results}/*.csv; draw them with: statespan ladder report {results}", soft_wrap=True)
+    if trials.failures:
+        raise StatespanError("; ".join(f"{name}: {why}" for name, why in trials.failures.items()))
+
+
 @ladder_app.command("report")
 def ladder_report(
-    directory: Annotated[Path, typer.Argument(help="The folder of a run, or the results.json in it.")],
+    directory: Annotated[
+        Path, typer.Argument(help="The folder of a run, or the results.json in it; or the folder of a sweep's results.")
+    ],
 ) -> None:
-    """Write the report of a run again, and print its table."""
+    """Write the report of a run again, and print its table; or draw the tables and figures of a sweep's results."""
     from statespan.files import write_bytes
-    from statespan.ladder import report, terminal
+    from statespan.ladder import ledger, report, tables, terminal
 
+    if (directory / ledger.LADDER).is_file():
+        written = tables.write(directory)
+        print(written[0].read_text(encoding="utf-8"))
+        print("written: " + ", ".join(map(str, written)))
+        return
     try:
         results = report.load(directory)
     except ValueError as error:

@@ -67,15 +67,13 @@ def _hmm(data: Data, wanted: Wanted) -> Any:
     """A hidden Markov model."""
     columns, words = data.columns.names, data.columns.words
     groups = named_columns(wanted.emission)
-    if not groups:
-        name = wanted.emission
-        kinds = {LANGUAGE if column in words else "gaussian" for column in columns} if name is None else {name}
-        groups = [([c], LANGUAGE) for c in columns if c in words] if len(kinds) > 1 else []
-        rest = [c for c in columns if not groups or c not in words]
-        groups = [*groups, (rest, "gaussian" if groups else kinds.pop())]
+    if not groups and wanted.emission is not None:
+        groups = [(list(columns), wanted.emission)]
+    elif not groups:  # the numbers together, then each column of words
+        numbers = [column for column in columns if column not in words]
+        groups = ([(numbers, "gaussian")] if numbers else []) + [([c], LANGUAGE) for c in columns if c in words]
     parts = [_part(name, group, data, wanted) for group, name in groups]
-    order = [data.columns.names.index(column) for group, _ in groups for column in group]
-    emission = parts[0] if len(parts) == 1 else _product(parts, order)
+    emission = parts[0] if len(parts) == 1 else ss.Product(*parts)
     return ss.hmm(states=wanted.states, emission=emission, seed=wanted.seed)
 
 
@@ -101,12 +99,6 @@ def _part(name: str, columns: Sequence[str], data: Data, wanted: Wanted) -> Any:
             raise StatespanError(f"--covariance {wanted.covariance}: {name} has no covariance; leave it out")
         options["covariance"] = wanted.covariance
     return cls(dim=len(columns), **options)
-
-
-def _product(parts: list[Any], order: list[int]) -> Any:
-    product = getattr(ss, "Product", None)
-    assert product is not None
-    return product(parts)
 
 
 def _linear_gaussian(data: Data, wanted: Wanted) -> Any:

@@ -124,8 +124,11 @@ def save_plot(axes: Any, path: Path) -> None:
     """Write a picture at once or not at all."""
     import io
 
+    from matplotlib import pyplot
+
     from statespan.files import write_bytes
 
     buffer = io.BytesIO()
     axes.figure.savefig(buffer, format=path.suffix.lower().removeprefix("."), dpi=160)
+    pyplot.close(axes.figure)
     write_bytes(path, buffer.getvalue())

@@ -12,74 +12,17 @@ FEW = 3
 MOST_STATES = 20
 
 
-def criteria(model: Any, data: Data) -> dict[str, float]:
-    """Log-likelihood, free parameters, AIC, BIC (n is the number of observed steps) and the score of a step."""
+def criteria(model: Any, data: Data) -> dict[str, Any]:
+    """Log-likelihood, free parameters, AIC, BIC, ICL (`statespan.selection.criteria`), and the score of a step."""
     import torch
 
-    log_prob = float(model.log_prob(data.y(model.emission.event)).sum())
-    steps = int((~np.isnan(data.values).all(1)).sum())
-    with torch.enable_grad():
-        free = parameters(model)
-    model.requires_grad_(False)
-    return {
-        "parameters": free,
-        "observed": steps,
-        "log_prob": log_prob,
-        "log_prob_per_step": log_prob / max(steps, 1),
-        "AIC": 2 * free - 2 * log_prob,
-        "BIC": free * float(np.log(max(steps, 1))) - 2 * log_prob,
-    }
+    from statespan import selection, verbs
 
-
-def parameters(model: Any) -> int:
-    """How many numbers a fit is free to choose.
-
-    Numbers that nothing depends on (above the diagonal of a triangle) do not count, and a row of numbers whose softmax
-    is taken counts one less than it has: the gradient of whatever it says sums to zero. Zeros that a fit found count.
-    """
-    return sum(_free(part, said) for part, said in zip(model.parts, _said(model), strict=True))
-
-
-def _said(model: Any) -> list[Any]:
-    """What each part says of its distribution, as trees of tensors with a graph."""
-    import torch
-
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    initial, transition, emission = model.parts
-    start = initial.probs() if hasattr(initial, "probs") else initial.gaussian(1)
-    move = transition.constants() if hasattr(transition, "constants") else transition.affine(None)
-    if hasattr(emission, "affine"):
-        return [start, move, emission.affine(None)]
-    with torch.no_grad():
-        y = model.sample(n=1, length=64, seed=0)[1].transpose(0, 1)
-    return [start, move, emission.log_likelihood(y, None, None, emission.constants())]
-
-
-def _free(part: Any, said: Any) -> int:
-    """Free numbers of one part, by the gradient of a random function of what it says."""
-    import torch
-
-    from statespan.tree import leaves
-
-    generator = torch.Generator().manual_seed(0)
-    tensors = [x for x in leaves(said) if x.requires_grad]
-    value = sum((x * torch.randn(x.shape, generator=generator).to(x)).sum() for x in tensors)
-    own = [p for p in part.parameters() if p.requires_grad]
-    if not tensors:
-        return 0
-    total = 0
-    for gradient in torch.autograd.grad(value, own, allow_unused=True):  # type: ignore[arg-type]
-        if gradient is None:
-            continue
-        gradient = gradient.nan_to_num(0.0).double()
-        size = gradient.abs().sum().clamp_min(1e-300)
-        normalised = [axis for axis in range(gradient.dim()) if gradient.sum(axis).abs().sum() < 1e-9 * size]
-        if normalised and gradient.shape[normalised[-1]] > 1:
-            total += gradient.numel() - gradient.sum(normalised[-1]).numel()
-        else:
-            total += int((gradient != 0).sum())
-    return total
+    sequences, _ = verbs.ask(model, data.y(model.emission.event))
+    with torch.enable_grad():  # the free parameters are counted by their derivatives
+        values = selection.criteria(model, sequences)
+    values["log_prob_per_step"] = values["log_prob"] / max(values["observations"], 1)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def show(model: Any, data: Data) -> None:
@@ -94,7 +37,7 @@ def show(model: Any, data: Data) -> None:
     values = criteria(model, data)
     screen.print(
         f"\nlog-likelihood {values['log_prob']:,.2f} ({values['log_prob_per_step']:.4f} a step), "
-        f"{values['parameters']:,} parameters, AIC {values['AIC']:,.1f}, BIC {values['BIC']:,.1f}",
+        f"{values['parameters']:,} parameters, AIC {values['aic']:,.1f}, BIC {values['bic']:,.1f}",
         markup=False,
     )
 
@@ -129,15 +72,26 @@ def _stays(model: Any) -> Any:
 
 def _emitted(model: Any, data: Data) -> dict[str, list[str]]:
     """By column, what each state emits: mean and standard deviation, or the likeliest symbols."""
+    names, words = list(data.columns.names), data.columns.words
+    found: dict[str, list[str]] = {}
+    for part in getattr(model.emission, "emissions", [model.emission]):
+        own = [names.pop(0) for _ in range(part.event.dim or 1)]
+        found |= _described(part, own, words)
+    return found
+
+
+def _described(emission: Any, names: list[str], words: dict[str, Any]) -> dict[str, list[str]]:
+    """The same of one emission; {} of one that is known by other numbers."""
     import torch
 
-    states = model.emission.states
-    with torch.no_grad():
-        each = model.emission.mixture(torch.eye(states, dtype=torch.float64), None, model.emission.constants())
-    names, words = data.columns.names, data.columns.words
-    if hasattr(each, "probs"):
+    states = emission.states
+    each = emission.mixture(torch.eye(states, dtype=torch.float64), None, emission.constants())
+    if emission.event.symbols is not None:
         return {names[0]: [_likeliest(row, words.get(names[0])) for row in each.probs.numpy()]}
-    mean, deviation = each.mean.numpy().reshape(states, -1), each.variance.sqrt().numpy().reshape(states, -1)
+    try:
+        mean, deviation = (x.numpy().reshape(states, -1) for x in (each.mean, each.variance.sqrt()))
+    except (NotImplementedError, AttributeError):
+        return {}
     return {
         name: [f"{cell(float(m))} ± {cell(float(s))}" for m, s in zip(mean[:, c], deviation[:, c], strict=True)]
         for c, name in enumerate(names)

@@ -93,7 +93,7 @@ def plot_criteria(rows: Sequence[Mapping[str, Any]], axes: Any = None) -> Any:
     """Draw AIC and BIC of several models, lowest marked; across is the number of states, or the model's name.
 
     Args:
-        rows: of each model `AIC` and `BIC` (others are drawn too: `ICL`), and `states` or `model`.
+        rows: of each model `AIC` and `BIC`, in large or small letters (`ICL` is drawn too), and `states` or `model`.
         axes: matplotlib axes to draw on; None makes new ones.
 
     Returns:
@@ -106,6 +106,7 @@ def plot_criteria(rows: Sequence[Mapping[str, Any]], axes: Any = None) -> Any:
         'states'
     """
     axes = new(axes)
+    rows = [{key.upper() if key in ("aic", "bic", "icl") else key: value for key, value in row.items()} for row in rows]
     counted = all("states" in row for row in rows) and len({row["states"] for row in rows}) == len(rows)
     at = [row["states"] for row in rows] if counted else list(range(len(rows)))
     for i, name in enumerate(name for name in ("AIC", "BIC", "ICL") if all(name in row for row in rows)):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from statespan.errors import StatespanError
+from statespan.part import seeded
 from statespan.plots.style import (
     BANDS,
     COLOURS,
@@ -123,18 +124,9 @@ def plot_emissions(
     if getattr(emission, "states", None) is None or getattr(emission, "lags", 0):
         raise StatespanError(f"{type(emission).__name__} is not of states alone; its emissions cannot be drawn")
     weights = _shares(model, y) if share is None else np.asarray(share)
-    dim = emission.event.dim or 1
-    names = named(columns, dim)
-    values = None if y is None else _pooled(y)
-    rows = _side_by_side(min(dim, LINES)) if axes is None else [new(axes)]
-    if emission.event.symbols is not None:
-        with torch.no_grad():
-            each = emission.mixture(_sure(emission), None, emission.constants())
-        _symbols(numbers(each.probs), weights, values, rows[0], names[0], spoken(words, names[0]))
-        return rows[0]
-    for c, on in enumerate(rows):
-        _densities(emission, c, weights, None if values is None else values[:, c], on, names[c])
-    rows[0].set_ylabel("density")
+    parts = _columns(emission)
+    rows = _side_by_side(min(len(parts), LINES)) if axes is None else [new(axes)]
+    _emitted(emission, weights, y, rows, named(columns, len(parts)), words)
     state_legend(rows[0], len(weights) if len(weights) <= BANDS else 0)
     return rows[0]
 
@@ -176,14 +168,7 @@ def plot_model(
     left = figure.add_subplot(grid[:, 0])
     rows = [plain(figure.add_subplot(grid[c, 1])) for c in range(dim)]
     plot_transitions(model, left)
-    names, values = named(columns, model.emission.event.dim or 1), None if y is None else _pooled(y)
-    if model.emission.event.symbols is not None:
-        plot_emissions(model, y, rows[0], columns, words)
-        return left
-    share = _shares(model, y)
-    for c, on in enumerate(rows):
-        _densities(model.emission, c, share, None if values is None else values[:, c], on, names[c])
-        on.set_ylabel("density")
+    _emitted(model.emission, _shares(model, y), y, rows, named(columns, model.emission.event.dim or 1), words)
     return left
 
 
@@ -227,6 +212,23 @@ def _sure(emission: Any) -> torch.Tensor:
     return torch.eye(emission.states, dtype=like.dtype, device=like.device)
 
 
+def _columns(emission: Any) -> list[tuple[Any, int]]:
+    """Of every column the emission that it belongs to, and its place there; several side by side come one by one."""
+    parts = getattr(emission, "emissions", [emission])
+    return [(part, c) for part in parts for c in range(part.event.dim or 1)]
+
+
+def _emitted(emission: Any, weights: Array, y: Any, rows: list[Any], names: list[str], words: Any) -> None:
+    """A panel a column: bars of symbols, or densities."""
+    values = None if y is None else _pooled(y)
+    for at, ((part, c), on) in enumerate(zip(_columns(emission), rows, strict=False)):
+        seen = None if values is None else values[:, at]
+        if part.event.symbols is not None:
+            _symbols(part, weights, seen, on, names[at], spoken(words, names[at]))
+        else:
+            _densities(part, c, weights, seen, on, names[at])
+
+
 def _side_by_side(count: int) -> list[Any]:
     import matplotlib.pyplot as plt
 
@@ -267,16 +269,16 @@ def _densities(emission: Any, c: int, weights: Array, values: Array | None, axes
     axes.set_ylim(bottom=0)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(name)
+    axes.set(xlabel=name, ylabel="probability" if discrete else "density")
 
 
 def _grid(emission: Any, c: int, seen: Array | None) -> tuple[Array, bool]:
     """Where to draw a density: over the data and the states' means, at whole numbers for counts."""
-    with torch.no_grad():
+    with torch.no_grad(), seeded(0):
         each = emission.mixture(_sure(emission), None, emission.constants())
-        mean, deviation = (numbers(x).reshape(emission.states, -1)[:, c] for x in (each.mean, each.variance.sqrt()))
+        draws = numbers(each.sample(torch.Size([1000])))[..., c]
     support = each.support
-    low, high = float((mean - 3.5 * deviation).min()), float((mean + 3.5 * deviation).max())
+    low, high = float(np.quantile(draws, 0.001, 0).min()), float(np.quantile(draws, 0.999, 0).max())
     if seen is not None and len(seen):
         spread = 0.08 * (seen.max() - seen.min() or 1.0)
         low, high = float(seen.min() - spread), float(seen.max() + spread)
@@ -287,8 +289,10 @@ def _grid(emission: Any, c: int, seen: Array | None) -> tuple[Array, bool]:
     return grid[inside.reshape(len(grid), -1).all(1).numpy()], False
 
 
-def _symbols(probs: Array, weights: Array, values: Array | None, axes: Any, name: str, words: Any) -> None:
+def _symbols(emission: Any, weights: Array, values: Array | None, axes: Any, name: str, words: Any) -> None:
     """(K, V) as a group of bars a symbol, a bar a state; beside them how often the data have it."""
+    with torch.no_grad():
+        probs = numbers(emission.mixture(_sure(emission), None, emission.constants()).probs)
     order = np.argsort(-(weights @ probs), kind="stable")[:MOST_SYMBOLS]
     if probs.shape[1] <= MOST_SYMBOLS:
         order = np.arange(probs.shape[1])
