@@ -71,3 +71,10 @@ def test_a_forecast_and_what_is_refused():
     if rung is not None and rung.autoregressive:
         with pytest.raises(ss.StatespanError, match="see the past through the state alone"):
             rung.log_prob([0, 1], method=method)
+
+
+def test_em_by_segments_is_em():
+    y = MODELS["low-rank"]().sample(3, 20, seed=0)[1]
+    fits = [MODELS["low-rank"]().fit(y, by=ss.EM(4, 0, method=m)) for m in (None, ss.Checkpointed(6))]
+    for a, b in zip(*(m.parameters() for m in fits), strict=True):
+        assert_close(a, b, rtol=1e-7, atol=1e-7)

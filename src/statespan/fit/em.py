@@ -47,6 +47,7 @@ class EM(Fitter):
         steps: gradient steps an iteration on parts without a closed form.
         learning_rate: of those steps (Adam).
         callback: called after each iteration with its number, from 1, and what `history` got, the value before it.
+        method: of the E-step, such as `Checkpointed()`; None is the model's own.
 
     Source:
         Baum et al. 1970; Dempster, Laird and Rubin 1977; counts as gradients: Eisner 2016.
@@ -67,18 +68,20 @@ class EM(Fitter):
         steps: int = 5,
         learning_rate: float = 0.01,
         callback: Callable[[int, float], None] | None = None,
+        method: Method | None = None,
     ):
         if iterations < 1:
             raise StatespanError(f"EM(iterations={iterations}): use at least one")
         self.iterations, self.tolerance, self.batch, self.callback = iterations, tolerance, batch, callback
-        self.steps, self.learning_rate = steps, learning_rate
+        self.steps, self.learning_rate, self.method = steps, learning_rate, method
         self.history: list[float] = []
 
     def __call__(self, model: Any, data: Sequences, start: bool = False) -> float:
         """Fit in place; the log-likelihood at the last E-step."""
         if start:
             restart(model, data)
-        return self.fit_batches(model, *group(data, method_for(model).breadth(model), self.batch))
+        method = self.method or method_for(model)
+        return self.fit_batches(model, *group(data, method.breadth(model), self.batch))
 
     def fit_batches(self, model: Any, batches: list[Sequences], names: list[Tensor] | None = None) -> float:
         """Fit in place to sequences already in batches; the log-likelihood at the last E-step.
@@ -88,7 +91,7 @@ class EM(Fitter):
             batches: the sequences.
             names: what each sequence of each batch is called in an error; None numbers them within their batch.
         """
-        method = method_for(model)
+        method = self.method or method_for(model)
         each = zip(model.parts, closed_parts(model), strict=True)
         free = {p for part, closed in each if not closed for p in part.parameters() if p.requires_grad}
         count = sum(observations(b) for b in batches)
