@@ -161,7 +161,7 @@ class Gaussian(Part, FiniteEmission, Generative):
         return out.view(*y.shape[:-1], len(self.mean))
 
     def _log_plain(self, y: Tensor, observed: Tensor | None) -> Tensor:
-        """Two matrix products, (y - c)^2 and y - c with what the states say of them, about a common centre c."""
+        """One matrix product of (y - c)^2, y - c and 1 about a common centre c with what the states say of them."""
         x, mask, centre = self._centred(y, observed)
         mean, log_scale = self.mean - centre, self.log_diagonal.expand_as(self.mean)
         precision = (-2 * log_scale).exp()
@@ -171,9 +171,9 @@ class Gaussian(Part, FiniteEmission, Generative):
             norm = log_scale + 0.5 * math.log(2 * math.pi)
             norm = norm.sum(-1) if mask is None else mask @ norm.T
             return (-0.5 * (part * precision).sum(-1) - norm).view(*y.shape[:-1], -1)
-        out = -rest.sum(-1).expand(len(x), -1) if mask is None else -(mask @ rest.T)
-        out = torch.addmm(out, x, (mean * precision).T)
-        return torch.addmm(out, x.square(), precision.T, alpha=-0.5).view(*y.shape[:-1], -1)
+        rest = rest.sum(-1, keepdim=True) if mask is None else rest
+        matrix = torch.cat([-0.5 * precision, mean * precision, -rest], 1)
+        return (_features(x, mask) @ matrix.T).view(*y.shape[:-1], -1)
 
     def _centred(self, y: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
         """Rows (N, D) about the middle of the states, 0 where missing; which coordinates are there; the middle."""
@@ -280,19 +280,19 @@ class Gaussian(Part, FiniteEmission, Generative):
         if mask is not None:
             weights = torch.where(mask.any(-1, keepdim=True), weights, 0.0)
         w = weights.T
-        whole = w.sum(-1)
         if self._cancels(x, mean, 1 / variance):
             each = []
             for k, m in enumerate(mean):
                 about = x - m if mask is None else (x - m) * mask
                 each.append((w[k] @ about, w[k] @ about.square()))
             first, second = (torch.stack(sums) for sums in zip(*each, strict=True))
-            counted = whole[:, None] if mask is None else w @ mask
+            counted = w.sum(-1, keepdim=True) if mask is None else w @ mask
         else:
-            counted = whole[:, None] if mask is None else w @ mask
-            first, second = w @ x, w @ x.square()
+            sums = w @ _features(x, mask)
+            second, first, counted = sums.split([self.dim, self.dim, sums.shape[1] - 2 * self.dim], 1)
             second = second - 2 * mean * first + counted * mean.square()
             first = first - counted * mean
+        whole = counted[:, 0] if mask is None else w.sum(-1)
         return self.Stats(whole, first, second + (whole[:, None] - counted) * variance)
 
     @torch.no_grad()
@@ -361,6 +361,11 @@ class Gaussian(Part, FiniteEmission, Generative):
         if self.kind == "spherical":
             variances = variances.mean(-1, keepdim=True).expand_as(variances)
         return torch.diag_embed(variances)
+
+
+def _features(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Squares, values and what is there of rows (N, D), side by side; one column of ones where all is."""
+    return torch.cat([x.square(), x, x.new_ones(len(x), 1) if mask is None else mask], 1)
 
 
 def _moments(mean: Any, covariance: Any) -> tuple[Tensor, Tensor]:
