@@ -3,11 +3,13 @@
 Each pair is timed in turns, and the least of several times counts.
 """
 
+import copy
+import importlib.util
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from statespan.fit.em import group
 from statespan.ladder.rungs import LADDER, find, ladder
 from statespan.method import Prepared, prepare, run
 from statespan.methods import Forward, method_for
-from statespan.parts.emissions import Categorical
+from statespan.parts.emissions import Categorical, Gaussian
 from statespan.sequences import Sequences, read
 from statespan.tree import Shared, leaves, replace_leaves
 
@@ -181,55 +183,200 @@ def bench_rungs(repeats: int) -> None:
     table(title, ["rung", "recurrence ms", "/ nn.LSTM layer", "whole step ms", "/ LSTM model", "its floor"], rows)
 
 
-def bench_expect(repeats: int) -> None:
-    """The E-step of a categorical HMM against hmmlearn's scaled one."""
-    try:
-        import numpy as np
-        from hmmlearn.hmm import CategoricalHMM
-    except ImportError:
-        print("E-step: hmmlearn is not installed; pip install hmmlearn to compare")
-        return
-    rows = []
+class Workload(NamedTuple):
+    """Sequences of one kind, a model of them, and hmmlearn's own at the same parameters.
+
+    Args:
+        model: ours.
+        groups: the sequences as EM takes them.
+        peer: hmmlearn's model.
+        sequences: what hmmlearn takes, one array (T, D) a sequence.
+    """
+
+    model: Any
+    groups: list[Sequences]
+    peer: Any
+    sequences: list[Any]
+
+    def expect(self) -> float:
+        """Our E-step: log-likelihood, and the statistics of all three parts."""
+        return EM().expect(self.model, Forward(), self.groups)[0]
+
+    def peer_expect(self) -> float:
+        """hmmlearn's, as its `fit` does it."""
+        kind, total = self.peer.implementation, 0.0
+        statistics = self.peer._initialize_sufficient_statistics()
+        for y in self.sequences:
+            fit, add_up = (
+                getattr(self.peer, f"_{name}_{kind}") for name in ("fit", "accumulate_sufficient_statistics")
+            )
+            lattice, log_prob, *answers = fit(y)
+            add_up(statistics, y, lattice, *answers)
+            total += log_prob
+        return total
+
+    def share(self, count: int, implementation: str = "scaling") -> "Workload":
+        """The first so many sequences only, for a peer that takes long."""
+        peer = copy.copy(self.peer)
+        peer.implementation = implementation
+        return self._replace(sequences=self.sequences[:count], peer=peer)
+
+
+def chains(states: int, dim: int | None, lengths: list[int]) -> Workload:
+    """Random symbols of 1,000, or vectors, and a random model of them."""
+    import numpy as np
+    from hmmlearn.hmm import CategoricalHMM, GaussianHMM
+
     generator = np.random.default_rng(0)
-    sequences = [generator.integers(0, 1000, n) for n in generator.integers(20, 101, 1000)]
-    joined, lengths = np.concatenate(sequences)[:, None], [len(s) for s in sequences]
-    for states in (4, 16, 64, 256):
+    if dim is None:
+        given = [generator.integers(0, 1000, n) for n in lengths]
         model = hmm(states=states, emission=Categorical(1000), seed=0)
         peer = CategoricalHMM(n_components=states, implementation="scaling", n_features=1000)
-        peer.startprob_ = model.initial.probs().detach().numpy()
-        peer.transmat_, peer.emissionprob_ = (
-            model.transition.probs.detach().numpy(),
-            model.emission.probs.detach().numpy(),
-        )
-        groups, _ = group(read(sequences, model.emission.event)[0], states)
-        em, answers = EM(), {}
+        peer.emissionprob_ = model.emission.probs.detach().numpy()
+        sequences: list[Any] = [y[:, None] for y in given]
+    else:
+        given = sequences = [generator.normal(size=(n, dim)) for n in lengths]
+        model = hmm(states=states, emission=Gaussian(dim=dim, covariance="diagonal"), seed=0)
+        peer = GaussianHMM(n_components=states, implementation="scaling", covariance_type="diag")
+        peer.n_features = dim
+        peer.means_ = model.emission.mean.detach().numpy()
+        peer.covars_ = model.emission.covariance.detach().diagonal(dim1=1, dim2=2).numpy().copy()
+    peer.startprob_ = model.initial.probs().detach().numpy()
+    peer.transmat_ = model.transition.probs.detach().numpy()
+    groups, _ = group(read(given, model.emission.event)[0], states)
+    return Workload(model, groups, peer, sequences)
 
-        def ours(model: Any = model, groups: Any = groups, em: EM = em, answers: dict = answers) -> None:
-            answers["ours"] = em.expect(model, Forward(), groups)[0]
 
-        def theirs(peer: Any = peer, answers: dict = answers) -> None:
-            stats = peer._initialize_sufficient_statistics()
-            answers["theirs"] = 0.0
-            start = 0
-            for n in lengths:
-                x = joined[start : start + n]
-                start += n
-                lattice, log_prob, posteriors, forward, backward = peer._fit_scaling(x)
-                answers["theirs"] += log_prob
-                peer._accumulate_sufficient_statistics_scaling(stats, x, lattice, posteriors, forward, backward)
+def ragged(count: int) -> list[int]:
+    """Lengths from 20 to 100."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(20, 101, (count,), generator=generator).tolist()
 
-        times = turns([ours, theirs], max(2, repeats // 4), 30.0)
-        threads = torch.get_num_threads()
+
+def beside(ours: Callable[[], Any], theirs: Callable[[], Any], share: float, repeats: int) -> list[str]:
+    """Our time, and how many times longer the peer takes (it does `share` of the work), on all threads and on one.
+
+    All of it in turns; with one thread the peer stays as it was.
+    """
+    threads = torch.get_num_threads()
+
+    def alone() -> None:
         torch.set_num_threads(1)
-        single = turns([ours], max(2, repeats // 4))[0]
-        torch.set_num_threads(threads)
-        if abs(answers["ours"] - answers["theirs"]) > 1e-8 * abs(answers["theirs"]):
-            raise StatespanError(f"E-step: {answers['ours']} differs from hmmlearn's {answers['theirs']}")
-        rate = 6 * states**2 * sum(lengths) / times[0] / 1e6
-        ratios = [f"{times[1] / least:.1f}x" for least in (times[0], single)]
-        rows.append([f"K = {states}", f"{times[0]:.1f}", f"{times[1]:.0f}", *ratios, f"{rate:.1f}"])
-    title = "E-step, 1,000 sequences of 20 to 100 symbols of 1,000, float64, against hmmlearn scaling (asked: 5x)"
-    table(title, ["", "ours ms", "hmmlearn ms", "ratio", "ratio on one thread", "GFLOP/s (6 K^2 a symbol)"], rows)
+        try:
+            ours()
+        finally:
+            torch.set_num_threads(threads)
+
+    mine, peer, single = turns([ours, theirs, alone], repeats, 12.0)
+    return [f"{mine:.1f}", f"{peer / share:.0f}", f"{peer / share / mine:.1f}x", f"{peer / share / single:.1f}x"]
+
+
+def agree(name: str, ours: float, theirs: float) -> None:
+    """Refuses to compare the speed of different numbers."""
+    if not abs(ours - theirs) <= 1e-8 * abs(theirs):
+        raise StatespanError(f"{name}: {ours!r} differs from hmmlearn's {theirs!r}")
+
+
+def has_hmmlearn(title: str) -> bool:
+    """Whether there is something to compare with; says so where not."""
+    if importlib.util.find_spec("hmmlearn") is None:
+        print(f"{title}: hmmlearn is not installed; pip install hmmlearn to compare\n")
+        return False
+    return True
+
+
+COLUMNS = ["", "asked", "ours ms", "peer ms", "ratio", "on one thread"]
+
+
+def bench_estep(repeats: int) -> None:
+    """The E-step, all three parts' statistics, against hmmlearn's."""
+    if not has_hmmlearn("E-step"):
+        return
+    repeats, rows, rates = max(2, repeats // 2), [], []
+    matrix = torch.randn(2048, 2048, dtype=torch.float64)
+    gemm = 2 * 2048**3 / turns([lambda: matrix @ matrix], 4)[0] / 1e6
+    many, one = ragged(1000), [100_000]
+    cases = [
+        ("symbols", None, many, {4: (9, 50), 16: (12, 100), 64: (18, 100), 256: (25, 100)}),
+        ("vectors, D = 8", 8, many, {4: (4, 0), 16: (6, 0), 64: (9, 0)}),
+        ("one sequence", None, one, {4: (2, 0), 16: (6, 0), 64: (9, 0), 256: (9, 0)}),
+    ]
+    for name, dim, lengths, asked in cases:
+        for states, (scaling, log) in asked.items():
+            # hmmlearn's time is linear in the number of sequences, or in the length of one.
+            part = 1.0 if states < 64 else 0.1
+            short = lengths[: int(part * len(lengths))] or [int(part * lengths[0])]
+            whole, some = chains(states, dim, lengths), chains(states, dim, short)
+            agree(f"E-step, {name}, K = {states}", some.expect(), some.peer_expect())
+            share = sum(short) / sum(lengths)
+            figures = beside(whole.expect, some.peer_expect, share, repeats if states < 256 else 2)
+            rows.append([f"{name}, K = {states}, scaling", f"{scaling}x", *figures])
+            if states == 256:
+                rate = 6 * states**2 * sum(lengths) / float(figures[0]) / 1e6
+                rates.append(f"{name}: {rate:.0f} GFLOP/s, {100 * rate / gemm:.0f} % of {gemm:.0f}")
+            if log:
+                least = some.share(max(1, len(short) // (10 if states < 64 else 50)), "log")
+                share = sum(len(y) for y in least.sequences) / sum(lengths)
+                rows.append(
+                    [f"{name}, K = {states}, log", f"{log}x", *beside(whole.expect, least.peer_expect, share, 2)]
+                )
+    title = "E-step, 1,000 sequences of 20 to 100, or one of 100,000; float64; against hmmlearn (on one core)"
+    table(title, COLUMNS, rows)
+    print(f"K = 256, 6 K^2 operations a symbol, of this machine's float64 GEMM (asked: 40 %): {'; '.join(rates)}\n")
+
+
+def bench_viterbi(repeats: int) -> None:
+    """The best paths, from symbols to states, against hmmlearn's."""
+    if not has_hmmlearn("Viterbi"):
+        return
+    import numpy as np
+
+    repeats, rows = max(2, repeats // 2), []
+    for name, lengths, asked in (("batch", ragged(1000), (2, 6, 12, 20)), ("one sequence", [100_000], (1, 2, 6, 10))):
+        for states, ratio in zip((4, 16, 64, 256), asked, strict=True):
+            part = 1.0 if states < 64 else 0.1
+            short = lengths[: int(part * len(lengths))] or [int(part * lengths[0])]
+            whole, some = chains(states, None, lengths), chains(states, None, short)
+            given, joined = [y[:, 0] for y in some.sequences], np.concatenate(some.sequences)
+            scores = [score for _, score in (some.model.decode(y, k=1) for y in given[:5])]
+            theirs = [some.peer.decode(y[:, None])[0] for y in given[:5]]
+            agree(f"Viterbi, {name}, K = {states}", float(torch.stack(scores).sum()), float(sum(theirs)))
+            data = [y[:, 0] for y in whole.sequences]
+            figures = beside(
+                lambda model=whole.model, data=data: model.decode(data),
+                lambda peer=some.peer, joined=joined, short=short: peer.decode(joined, short),
+                sum(short) / sum(lengths),
+                repeats if states < 256 else 2,
+            )
+            rows.append([f"{name}, K = {states}", f"{ratio}x", *figures])
+    table("Viterbi, 1,000 sequences of 20 to 100, or one of 100,000; float64; against hmmlearn", COLUMNS, rows)
+
+
+def bench_em(repeats: int) -> None:
+    """Ten iterations of EM, from a list of arrays to fitted parameters, against hmmlearn's fit."""
+    if not has_hmmlearn("EM"):
+        return
+    import numpy as np
+
+    work = chains(16, None, ragged(1000))
+    joined, lengths = np.concatenate(work.sequences), [len(y) for y in work.sequences]
+    given = [y[:, 0] for y in work.sequences]
+    start = copy.deepcopy(work.model.state_dict())
+
+    def ours() -> None:
+        work.model.load_state_dict(start)
+        work.model.fit(given, by=EM(iterations=10, tolerance=0))
+
+    def theirs() -> None:
+        work.peer.init_params, work.peer.n_iter, work.peer.tol = "", 10, -np.inf
+        work.peer.startprob_ = initial
+        work.peer.transmat_, work.peer.emissionprob_ = transition, emission
+        work.peer.fit(joined, lengths)
+
+    initial, transition = work.peer.startprob_.copy(), work.peer.transmat_.copy()
+    emission = work.peer.emissionprob_.copy()
+    rows = [["symbols, K = 16", "12x", *beside(ours, theirs, 1.0, max(2, repeats // 4))]]
+    table("10 EM iterations, 1,000 sequences of 20 to 100, against hmmlearn scaling", COLUMNS, rows)
 
 
 FIRST = """
@@ -256,7 +403,9 @@ def bench_import(repeats: int) -> None:
 BENCHMARKS: dict[str, Callable[[int], None]] = {
     "train": bench_train,
     "rungs": bench_rungs,
-    "expect": bench_expect,
+    "estep": bench_estep,
+    "viterbi": bench_viterbi,
+    "em": bench_em,
     "import": bench_import,
 }
 """Every benchmark by the name the command line knows."""
