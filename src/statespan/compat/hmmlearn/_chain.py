@@ -10,6 +10,7 @@ from torch import Tensor
 from statespan.compat.hmmlearn._parts import GivenMatrix, GivenStart
 from statespan.errors import StatespanError
 from statespan.fit.em import group, take
+from statespan.kernels.lanes import each
 from statespan.method import Statistics, prepare, run, total
 from statespan.methods import Forward, MaxProduct
 from statespan.methods.forward import expectations
@@ -123,8 +124,8 @@ class Chain:
             log_prob = self._log_prob(batch)
             if bool(log_prob.isneginf().any()):
                 for part, fine in self._parted(batch, log_prob):
-                    each = self._log_prob(part).sum() if fine else self._slowly(part.data, torch.logsumexp)[0].sum()
-                    sums += float(each)
+                    scores = self._log_prob(part) if fine else self._slowly(part.data, torch.logsumexp)[0]
+                    sums += float(scores.sum())
             else:
                 sums += float(log_prob.sum())
         return sums
@@ -150,15 +151,16 @@ class Chain:
             if fine:
                 sums += self._smooth(part, out)
             else:
-                each, posterior, _ = self._slowly(part.data, torch.logsumexp)
-                sums += float(total(each[None], part.names))
+                scores, posterior, _ = self._slowly(part.data, torch.logsumexp)
+                sums += float(total(scores[None], part.names))
                 part.put(posterior, out)
         return sums
 
     def expect(self, data: list[Batch]) -> Iterator[tuple[Batch, Statistics, float]]:
         """The E-step: expected statistics and log p, a batch or a part of one at a time."""
-        for batch in data:
-            yield from self._expect(batch)
+        sizes = [batch.rows.numel() for batch in data]
+        for parts in each(lambda i: list(self._expect(data[i])), sizes):
+            yield from parts
 
     def _expect(self, batch: Batch) -> Iterator[tuple[Batch, Statistics, float]]:
         log_prob, statistics = self.method.expect(self.model, self.constants, batch.data)
@@ -170,12 +172,12 @@ class Chain:
             if fine:
                 yield from self._expect(part)
                 continue
-            each, posterior, counts = self._slowly(part.data, torch.logsumexp)
+            scores, posterior, counts = self._slowly(part.data, torch.logsumexp)
             y, observed, weights = part.data.y, part.data.observed, posterior
             if observed is not None:
                 weights = torch.where(_rows(observed)[..., None], posterior, 0.0)
             sums = self.model.emission.statistics(y, None, weights, observed)
-            yield part, Statistics(posterior[0].sum(0), counts, sums), float(total(each[None], part.names))
+            yield part, Statistics(posterior[0].sum(0), counts, sums), float(total(scores[None], part.names))
 
     def filter(self, data: list[Batch], rows: int) -> np.ndarray:
         """p(z_t | y_1..y_t), (rows, K)."""
@@ -198,8 +200,8 @@ class Chain:
                 path, score = MaxProduct().decode(self.model, self.constants, batch.data, 1)
             assert score is not None
             if bool(score.isneginf().any()):
-                each, best, _ = self._slowly(batch.data, _largest)
-                path, score = best.argmax(-1)[..., None], each
+                score, best, _ = self._slowly(batch.data, _largest)
+                path = best.argmax(-1)[..., None]
             batch.put(path[..., 0], out)
             sums += float(score.sum())
         return sums, out.numpy()
@@ -225,9 +227,9 @@ class Chain:
             for t in range(1, len(frames)):
                 moved = combine(score[:, :, None] + table, 1) + frames[t]
                 score = moved if data.lengths is None else torch.where((t < data.lengths)[:, None], moved, score)
-            each = combine(score, 1)
-            gradients = torch.autograd.grad(each.sum(), [frames, table], materialize_grads=True)
-        return torch.where(each < -1e280, -torch.inf, each).detach(), gradients[0], gradients[1]
+            ends = combine(score, 1)
+            gradients = torch.autograd.grad(ends.sum(), [frames, table], materialize_grads=True)
+        return torch.where(ends < -1e280, -torch.inf, ends).detach(), gradients[0], gradients[1]
 
 
 def _largest(x: Tensor, axis: int) -> Tensor:
