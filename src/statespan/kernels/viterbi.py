@@ -1,8 +1,9 @@
 """The most probable path of a finite state chain.
 
-best_1(k) = log_initial(k) + log y_1(k);  best_t(j) = max_k (best_{t-1}(k) + log table(k, j)) + log y_t(j); the argmax
-of every step is kept as a small integer and followed back from the best last state. Sequences lie across the lanes of
-the vector registers, in groups sorted by length, the groups spread over torch's number of threads.
+best_1(k) = log_initial(k) + log y_1(k);  best_t(j) = max_k (best_{t-1}(k) + log table(k, j)) + log y_t(j). The scores
+are kept; from the best last state the path is followed back by the argmax into the one state it is in. Sequences lie
+across the lanes of the vector registers, in groups sorted by length, the groups spread over torch's number of threads;
+of few sequences each is taken by itself, its states across the lanes.
 """
 
 from types import ModuleType
@@ -28,22 +29,23 @@ def _max_product(
     path = torch.empty(steps, batch, dtype=torch.int64)
     if log_likelihood.numel() == 0:
         return score, path
-    order, lengths = shared.longest_first(lengths, steps, batch)
     width = 64 // log_likelihood.element_size()
-    groups = (batch + width - 1) // width
-    states = shared.padded(K)
-    small = torch.uint8 if K <= 256 else torch.uint16 if K <= 65536 else torch.int32
-    work = log_likelihood.numel() * K
-    ranges = shared.pieces(groups, 4 * torch.get_num_threads() if work > 200_000 else 1)
     jit = _jit()
-    inputs = [x.numpy() for x in (order, lengths, log_initial, shared.panels(log_table, -torch.inf), log_likelihood)]
+    work = log_likelihood.numel() * K
+    threads = torch.get_num_threads() if work > 200_000 else 1
+    into = log_table.t().contiguous()
     outputs = [x.numpy() for x in (score, path)]
-
-    def some(i: int) -> None:
-        pointers = torch.empty(steps * states * width, dtype=small)
-        jit.best_lanes(*ranges[i], *inputs, pointers.numpy(), *outputs)
-
-    shared.parallel(some, len(ranges))
+    if 2 * batch <= width:
+        ends = [steps] * batch if lengths is None else lengths.clamp(0, steps).tolist()
+        panels = shared.panels(log_table, -torch.inf, 2 * width)
+        inputs = [x.numpy() for x in (log_initial, panels, into, log_likelihood)]
+        shared.parallel(lambda b: jit.best_rows(b, ends[b], *inputs, *outputs), batch, threads)
+        return score, path
+    order, lengths = shared.longest_first(lengths, steps, batch)
+    panels = shared.panels(log_table, -torch.inf)
+    inputs = [x.numpy() for x in (order, lengths, log_initial, panels, into, log_likelihood)]
+    ranges = shared.pieces((batch + width - 1) // width, 4 * threads if threads > 1 else 1)
+    shared.parallel(lambda i: jit.best_lanes(*ranges[i], *inputs, *outputs), len(ranges), threads)
     return score, path
 
 
