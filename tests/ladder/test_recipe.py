@@ -34,7 +34,7 @@ def refused(tmp_path: Path, text: str) -> str:
     return line.removeprefix(f"{path}: ")
 
 
-@pytest.mark.parametrize("name", ["kjv", "ptb-small", "ptb-10m"])
+@pytest.mark.parametrize("name", ["kjv", "ptb-small", "ptb-200", "ptb-10m", "ptb-10m-released"])
 def test_what_ships_has_every_rung(name):
     plan = read(SHIPPED / f"{name}.toml")
     assert {entry.rung for entry in plan.entries} == set(LADDER)
@@ -49,7 +49,7 @@ def test_the_papers_setting():
         assert (how.optimizer, how.learning_rate, how.schedule, how.decay) == ("sgd", 20.0, "plateau", 4.0)
         assert (how.batch, how.window, how.epochs, how.evaluations, how.clip) == (20, 35, 40, 1, 0.25)
         assert entry.parameters == 10_000_000 and entry.tied and not entry.width
-        assert entry.spread == pytest.approx(0.1 / 3**0.5, abs=1e-4), "the standard deviation of U(-0.1, 0.1)"
+        assert entry.uniform == 0.1 and entry.first == "columns"
 
 
 def test_small_ptb_has_hidden_200():

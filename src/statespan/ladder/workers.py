@@ -292,28 +292,32 @@ def work(recipe: Recipe, queue: Queue, source: Path, out: Path) -> Generator[Eve
         source: what `material.store` wrote.
         out: the run's folder.
     """
-    hands: list[_Hand] = []
+    busy: list[_Hand] = []
+    idle: list[_Hand] = []
     try:
         while True:
-            while len(hands) < recipe.workers and (job := queue.take()) is not None:
-                hands.append(_Hand(source, out, recipe))
-                hands[-1].give(job)
-            if not hands:
-                return
-            heard = wait([hand.pipe for hand in hands])
-            for hand in [hand for hand in hands if hand.pipe in heard]:
+            while (idle or len(busy) < recipe.workers) and (job := queue.take()) is not None:
+                busy.append(idle.pop() if idle else _Hand(source, out, recipe))
+                busy[-1].give(job)
+            if not busy:
+                break
+            heard = wait([hand.pipe for hand in busy])
+            for hand in [hand for hand in busy if hand.pipe in heard]:
                 event = hand.hear()
                 yield event
                 if isinstance(event, Started | Moved):
                     continue
                 queue.told(event)
-                hand.give(queue.take() if hand.process.is_alive() else None)
-                if hand.job is None:
-                    hands.remove(hand)
-                    hand.process.join()
+                busy.remove(hand)
+                if hand.process.is_alive():
+                    idle.append(hand)
+                else:
                     hand.pipe.close()
+        for hand in idle:
+            hand.give(None)
+            hand.process.join()
     finally:
-        _stop(hands)
+        _stop(busy + idle)
 
 
 def _stop(hands: list[_Hand]) -> None:
