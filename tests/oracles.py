@@ -51,6 +51,37 @@ def moved_rows(move: Any, e: Tensor) -> Tensor:
     return (torch.einsum("lkj,vj->vlk", tensor, e) + move.logits).softmax(-1)
 
 
+def written_out(transition: Any) -> Tensor:
+    """A, (K, K), entry by entry from the parameters."""
+    kind = type(transition).__name__
+    if kind == "LowRank":
+        return transition.into.softmax(-1) @ transition.out.softmax(-1)
+    if kind == "Sparse":
+        rows = [[0.0 * transition.logits.sum()] * transition.states for _ in range(transition.states)]
+        for i in range(transition.states):
+            mine = [e for e, (a, _) in enumerate(transition.edges.tolist()) if a == i]
+            total = transition.logits[mine].exp().sum()
+            for e in mine:
+                rows[i][int(transition.edges[e, 1])] = transition.logits[e].exp() / total
+        return torch.stack([torch.stack(row) for row in rows])
+    if transition.fixed is None:
+        return transition.logits.softmax(-1)
+    rows = []
+    for logits, fixed in zip(transition.logits, transition.fixed.to(transition.logits), strict=True):
+        free = fixed.isnan()
+        weight = torch.where(free, logits.exp(), 0.0)
+        left = 1 - fixed[~free].sum()
+        rows.append(torch.where(free, weight / weight.sum().clamp_min(1e-300) * left, fixed))
+    return torch.stack(rows)
+
+
+def first_states(initial: Any, table: Tensor) -> Tensor:
+    """p(z_1), (K,); of a stationary start by moving on until nothing changes."""
+    if hasattr(initial, "logits"):
+        return initial.logits.softmax(-1)
+    return torch.linalg.matrix_power(table, 2**12)[0]
+
+
 class Finite(NamedTuple):
     """A finite chain as plain tables.
 
@@ -73,8 +104,8 @@ def finite(model: Any) -> Finite:
     if transition.autoregressive:
         tables = moved_rows(transition.move, features(model, transition.feature))
     else:
-        tables = transition.logits.softmax(-1)[None]
-    initial = model.initial.logits.softmax(-1)
+        tables = written_out(transition)[None]
+    initial = first_states(model.initial, tables[0])
     if model.emission.event.symbols is not None:
         log_b = emission_probs(model).log()
         return Finite(initial, tables, lambda y, seen: log_b.T[y], log_b.shape[1])

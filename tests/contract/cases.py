@@ -24,6 +24,10 @@ def hmm(emission: Callable[[], Any]) -> Callable[[], Any]:
     return lambda: ss.hmm(states=WIDTH, emission=emission(), seed=2)
 
 
+def moving(transition: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: ss.hmm(WIDTH, ss.Categorical(SYMBOLS), transition=transition(), seed=3)
+
+
 def scatter(part: Any) -> Any:
     """Parameters that are not at their zeros and ones."""
     for p in part.parameters():
@@ -56,6 +60,10 @@ FACTORIES: dict[str, Callable[[], Any]] = {
     "hmm/gaussian-diagonal": hmm(scattered("diagonal")),
     "hmm/gaussian-spherical": hmm(scattered("spherical")),
     "hmm/gaussian-tied": hmm(scattered("tied")),
+    "hmm/held": moving(lambda: ss.Dense(fixed=[[None, None, 0.1], [0.3, None, None], [None, 0.2, 0.5]])),
+    "hmm/sparse": moving(lambda: ss.Sparse([[0, 0], [0, 1], [1, 1], [1, 2], [2, 0], [2, 2]])),
+    "hmm/low-rank": moving(lambda: ss.LowRank(rank=2)),
+    "hmm/stationary": lambda: ss.hmm(WIDTH, ss.Categorical(SYMBOLS), ss.Stationary(), seed=3),
     "hmm/poisson": hmm(lambda: ss.Poisson(rate=[[0.5, 3.0], [2.0, 6.0], [8.0, 1.0]])),
     "hmm/bernoulli": hmm(lambda: scatter(ss.Bernoulli(2, WIDTH))),
     "hmm/multinomial": hmm(lambda: scatter(ss.Multinomial(3, WIDTH, trials=4))),
