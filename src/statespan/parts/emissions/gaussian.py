@@ -18,6 +18,8 @@ from statespan.shapes import Float
 from statespan.tree import Tree
 
 COVARIANCES = ("full", "diagonal", "spherical", "tied")
+WIDEST = 24
+"""The D up to which the products of all coordinates are made."""
 
 
 class Gaussian(Part, FiniteEmission, Generative):
@@ -166,7 +168,7 @@ class Gaussian(Part, FiniteEmission, Generative):
         mean, log_scale = self.mean - centre, self.log_diagonal.expand_as(self.mean)
         precision = (-2 * log_scale).exp()
         rest = 0.5 * mean.square() * precision + log_scale + 0.5 * math.log(2 * math.pi)
-        if self._cancels(x, mean, precision):  # too far apart for squares to be taken about one centre
+        if _loses(x, mean, precision):  # too far apart for squares to be taken about one centre
             part = (x[:, None] - mean).square() if mask is None else (x[:, None] - mean).square() * mask[:, None]
             norm = log_scale + 0.5 * math.log(2 * math.pi)
             norm = norm.sum(-1) if mask is None else mask @ norm.T
@@ -185,14 +187,6 @@ class Gaussian(Part, FiniteEmission, Generative):
             return torch.where(observed.reshape(-1, 1), x, 0.0), None, centre
         mask = observed.reshape(-1, self.dim)
         return torch.where(mask, x, 0.0), mask.to(x), centre
-
-    @torch.no_grad()
-    def _cancels(self, x: Tensor, mean: Tensor, precision: Tensor) -> bool:
-        """Whether squares about the centre are so much larger than about the means that rounding would show."""
-        reach = torch.maximum(-x.amin(0), x.amax(0)) + mean.abs().amax(0)
-        largest = (reach.square() * precision).sum(-1).max()
-        info = torch.finfo(x.dtype)
-        return bool(largest * info.eps > (1e-4 if info.bits <= 32 else 1e-10))
 
     def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
         """A mixture of the states' normals."""
@@ -280,7 +274,7 @@ class Gaussian(Part, FiniteEmission, Generative):
         if mask is not None:
             weights = torch.where(mask.any(-1, keepdim=True), weights, 0.0)
         w = weights.T
-        if self._cancels(x, mean, 1 / variance):
+        if _loses(x, mean, 1 / variance):
             each = []
             for k, m in enumerate(mean):
                 about = x - m if mask is None else (x - m) * mask
@@ -397,10 +391,40 @@ def _floored(covariance: Tensor, floor: float) -> Tensor:
 
 
 def _log_normal(y: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
-    """Log N(y; mean_k, (inverse_k' inverse_k)^-1): (..., D) to (..., K)."""
+    """Log N(y; mean_k, (inverse_k' inverse_k)^-1): (..., D) to (..., K).
+
+    As a product of the coordinates' products with what the states say of them, where that keeps the digits; else by
+    whitening, D numbers a row and state.
+    """
     states, dim = mean.shape
     centre = mean.detach().mean(0)  # so that little cancels where y is large
-    y, offset = y - centre, (inverse @ (mean - centre)[..., None])[..., 0]
-    white = (y @ inverse.reshape(states * dim, dim).T).unflatten(-1, (states, dim)) - offset
-    log_determinant = inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return log_determinant - 0.5 * (white.square().sum(-1) + dim * math.log(2 * math.pi))
+    x, about = (y - centre).reshape(-1, dim), mean - centre
+    log_determinant = inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * dim * math.log(2 * math.pi)
+    offset = (inverse @ about[..., None])[..., 0]
+    precision = inverse.mT @ inverse
+    if dim <= WIDEST and not _loses(x, about, precision.abs()):
+        i, j = torch.triu_indices(dim, dim, device=y.device)
+        square = precision[:, i, j] * torch.where(i == j, -0.5, -1.0).to(y)
+        linear = (precision @ about[..., None])[..., 0]
+        rest = log_determinant - 0.5 * offset.square().sum(-1)
+        features = torch.cat([x[:, i] * x[:, j], x, x.new_ones(len(x), 1)], 1)
+        return (features @ torch.cat([square, linear, rest[:, None]], 1).T).view(*y.shape[:-1], states)
+    white = (x @ inverse.reshape(states * dim, dim).T).unflatten(-1, (states, dim)) - offset
+    return (log_determinant - 0.5 * white.square().sum(-1)).view(*y.shape[:-1], states)
+
+
+@torch.no_grad()
+def _loses(x: Tensor, mean: Tensor, precision: Tensor) -> bool:
+    """Whether squares about the centre are so much larger than about the means that rounding would show.
+
+    Args:
+        x: rows about the centre, (N, D).
+        mean: means about it, (K, D).
+        precision: absolute values, (K, D, D), or a diagonal (K, D).
+    """
+    if not len(x):
+        return False
+    reach = torch.maximum(-x.amin(0), x.amax(0)) + mean.abs().amax(0)
+    across = precision * reach if precision.dim() == 2 else precision @ reach
+    info = torch.finfo(x.dtype)
+    return bool((across @ reach).max() * info.eps > (1e-4 if info.bits <= 32 else 1e-10))

@@ -187,8 +187,8 @@ class MultivariateT(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The location, where df is above 1; else NaN, as there is none."""
-        return torch.where(self.df[..., None] > 1, self.loc, math.nan)
+        """The location: the mean where df is above 1, the median anyway."""
+        return self.loc
 
     @property
     def variance(self) -> Tensor:
