@@ -155,8 +155,8 @@ class _LogProb(torch.autograd.Function):
                         _column(total[name], g).copy_(into[name])
 
         lanes.parallel(some, len(ranges))
-        sums = [sum((each[name] for each in totals[1:]), totals[0][name]) for name in named]
-        return None, None, dmean, sum(starts[1:], starts[0]), *sums, dy
+        sums = [torch.stack([each[name] for each in totals]).sum(0) for name in named]
+        return None, None, dmean, torch.stack(starts).sum(0), *sums, dy
 
 
 def _column(x: Tensor, g: int) -> Tensor:

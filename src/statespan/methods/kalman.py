@@ -34,7 +34,7 @@ class Hindsight(NamedTuple):
     """Smoothed beliefs (T, B, ...), cov(z_t, z_{t+1} | y) (T - 1, B, D, D), zero past each end, and log p (T, B)."""
 
     smoothed: Any
-    pairs: Tensor
+    pairs: Tensor | None
     log_prob: Tensor
 
 
@@ -196,16 +196,20 @@ class Kalman(Method):
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
         """The reversed conditionals of all steps at once, then one loop back."""
-        return self.hindsight(model, prepared, belief, shape).smoothed
+        return self.hindsight(model, prepared, belief, shape, pairs=False).smoothed
 
     def smooth_pairs(
         self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
     ) -> tuple[Any, Float[Tensor, "T1 B D D"]]:
         """By `hindsight`."""
-        return self.hindsight(model, prepared, belief, shape)[:2]
+        known = self.hindsight(model, prepared, belief, shape)
+        assert known.pairs is not None
+        return known.smoothed, known.pairs
 
-    def hindsight(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Hindsight:
-        """Smoothed beliefs, the lag-one covariances of neighbours, and log p.
+    def hindsight(
+        self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int], pairs: bool = True
+    ) -> Hindsight:
+        """Smoothed beliefs, the lag-one covariances of neighbours (where `pairs` asks for them), and log p.
 
         Source:
             Shumway and Stoffer, Time Series Analysis and Its Applications 2017, property 6.3: P_{t,t+1} = G_t P_{t+1}.
@@ -214,10 +218,10 @@ class Kalman(Method):
         blank = Sequences(observed=ones, lengths=prepared.lengths)
         found = find_kernel(model, self)
         if found and "smoothed" in found.keeps:
-            trace = run(model, self, blank, belief, ("smoothed", "pairs", "log_prob"), prepared=prepared)
+            keep = ("smoothed", "pairs", "log_prob") if pairs else ("smoothed", "log_prob")
+            trace = run(model, self, blank, belief, keep, prepared=prepared)
             if trace.smoothed is not None:
                 assert trace.log_prob is not None
-                assert trace.pairs is not None
                 return Hindsight(trace.smoothed, trace.pairs, trace.log_prob)
         trace = run(model, self, blank, belief, ("filtered", "log_prob"), prepared=prepared)
         filtered, log_prob = trace.filtered, trace.log_prob
@@ -232,8 +236,10 @@ class Kalman(Method):
                 now = tree_map(lambda a, b, t=t: torch.where(_wide(inside[t], a), a, b[t]), now, head)
             smoothed.append(now)
         whole = stack(smoothed[::-1])
-        pairs = steps.gain @ (whole.scale[1:] @ whole.scale[1:].mT)
-        return Hindsight(whole, pairs if inside is None else torch.where(_wide(inside, pairs), pairs, 0.0), log_prob)
+        if not pairs:
+            return Hindsight(whole, None, log_prob)
+        joint = steps.gain @ (whole.scale[1:] @ whole.scale[1:].mT)
+        return Hindsight(whole, joint if inside is None else torch.where(_wide(inside, joint), joint, 0.0), log_prob)
 
     def breadth(self, model: Any) -> int:
         """The numbers of a covariance."""
@@ -259,6 +265,7 @@ class Kalman(Method):
             first = model.initial.statistics(mean[0], _summed(covariance[0], each), each)
         if transition:
             after = weights[1:]
+            assert known.pairs is not None
             cross = _summed(known.pairs, after)
             spread = _joint(_summed(covariance[:-1], after), cross.mT, _summed(covariance[1:], after))
             u = tree_map(lambda x: x[1:], data.u)
