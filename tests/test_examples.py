@@ -90,3 +90,11 @@ def test_geyser(tmp_path: Path):
     answers = run("geyser", "--most", 3, "--restarts", 4, "--out", tmp_path / "geyser.png")
     assert min(answers["bic"], key=answers["bic"].__getitem__) == 3
     assert answers["inside"] >= 7
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vega_datasets") is None, reason="needs the package vega-datasets")
+def test_weather(tmp_path: Path):
+    answers = run("weather", "--states", 3, "--iterations", 12, "--out", tmp_path / "weather.png")
+    assert answers["with seasons"] > answers["without seasons"] + 0.1
+    assert answers["filled"] < 5 < answers["flat"]
+    assert 0.8 < answers["inside"] < 0.97
