@@ -7,6 +7,7 @@ the verbs (log_prob, filter, smooth, decode, forecast, sample, impute, fit, stre
 from statespan.answers import Forecast, Posterior
 from statespan.belief import Best, Diffuse, Discrete, Hidden, Particles, Point
 from statespan.belief import Gaussian as GaussianBelief
+from statespan.checking import check
 from statespan.errors import StatespanError
 from statespan.families import factorial_hmm, hmm, linear_gaussian, semi_markov
 from statespan.files import load
@@ -144,6 +145,7 @@ __all__ = [
     "arima",
     "autoregressive",
     "banded",
+    "check",
     "compare",
     "cycle",
     "decompose",

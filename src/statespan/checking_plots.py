@@ -1,0 +1,127 @@
+"""The picture of a check."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from statespan.errors import StatespanError
+from statespan.plots.style import COLOURS, HAIR, QUIET, numbers, plain
+
+if TYPE_CHECKING:
+    from statespan.checking import Check
+
+
+def plot_check(found: "Check", column: int = 0) -> Any:
+    """Draw a check: residuals in time, quantiles, histogram, autocorrelation, occupancy, dwell times.
+
+    Args:
+        found: what `check` returned.
+        column: which coordinate.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        StatespanError: there is no such column.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("Agg")
+        >>> import statespan as ss
+        >>> found = ss.check(ss.hmm(states=2, emission=ss.Categorical(3), seed=0), [0, 2, 1, 1])
+        >>> len(plot_check(found).axes)
+        6
+    """
+    import matplotlib.pyplot as plt
+
+    if not 0 <= column < found.residuals.shape[1]:
+        raise StatespanError(f"column={column}: there are {found.residuals.shape[1]}; choose one of them, from 0")
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
+    for each in axes.flat:
+        plain(each)
+    lower, upper, z = (numbers(x[:, column]) for x in (found.lower, found.upper, found.residuals))
+    _time(axes[0, 0], lower, upper, z)
+    there = ~np.isnan(z)
+    _quantiles(axes[0, 1], z[there])
+    _histogram(axes[0, 2], z[there])
+    _lags(axes[1, 0], found, column, int(there.sum()))
+    if found.occupancy is not None:
+        _occupancy(axes[1, 1], *(numbers(x) for x in found.occupancy))
+    else:
+        axes[1, 1].set_axis_off()
+    if found.dwell is not None:
+        _dwell(axes[1, 2], *found.dwell)
+    else:
+        axes[1, 2].set_axis_off()
+    expected, deviation = found.expected_surprise
+    said = f"surprise {found.surprise:.3f} nats a step, {expected:.3f} ± {deviation:.3f} expected"
+    figure.suptitle(said, fontsize="medium", color=QUIET, x=0.02, ha="left")
+    return figure
+
+
+def _time(axes: Any, lower: Any, upper: Any, z: Any) -> None:
+    """Dots, or from discrete observations the intervals; the central 95 % and 99 % between lines."""
+    steps = np.arange(len(z))
+    if np.nanmax(upper - lower, initial=0) > 0:
+        axes.vlines(steps, lower.clip(-4), upper.clip(max=4), color=COLOURS[0], linewidth=0.8, alpha=0.6)
+    else:
+        axes.plot(steps, z, ".", color=COLOURS[0], markersize=3)
+    for level, style in ((1.96, "--"), (2.576, ":")):
+        for sign in (-1, 1):
+            axes.axhline(sign * level, color=QUIET, linewidth=0.8, linestyle=style)
+    axes.set(title="pseudo-residuals", xlabel="step", ylabel="standard normal, if true")
+
+
+def _quantiles(axes: Any, z: Any) -> None:
+    at = torch.special.ndtri((torch.arange(len(z)).double() + 0.5) / max(len(z), 1)).numpy()
+    ends = [min(at.min(initial=-3), -3), max(at.max(initial=3), 3)]
+    axes.plot(ends, ends, color=QUIET, linewidth=0.8)
+    axes.plot(at, np.sort(z), ".", color=COLOURS[0], markersize=3)
+    axes.set(title="quantiles", xlabel="standard normal", ylabel="residuals")
+
+
+def _histogram(axes: Any, z: Any) -> None:
+    axes.hist(z, bins=max(10, min(40, len(z) // 15)), density=True, color=COLOURS[0], alpha=0.5)
+    x = np.linspace(-4, 4, 200)
+    axes.plot(x, np.exp(-x * x / 2) / np.sqrt(2 * np.pi), color=COLOURS[2], linewidth=1.4)
+    axes.set(title="distribution", xlabel="residuals", ylabel="density")
+
+
+def _lags(axes: Any, found: "Check", column: int, n: int) -> None:
+    from statespan.checking import lag_band
+
+    lags = min(20, max(1, len(found.residuals) - 1))
+    values = numbers(found.autocorrelation(lags)[:, column]) if len(found.residuals) > 1 else np.zeros(1)
+    axes.axhspan(-lag_band(n), lag_band(n), color=HAIR)
+    axes.axhline(0, color=QUIET, linewidth=0.8)
+    axes.vlines(np.arange(1, len(values) + 1), 0, values, color=COLOURS[0], linewidth=2)
+    axes.set(title="autocorrelation", xlabel="lag", ylabel="correlation")
+
+
+def _occupancy(axes: Any, seen: Any, told: Any) -> None:
+    at = np.arange(len(seen))
+    axes.bar(at - 0.2, seen, 0.38, color=COLOURS[0], label="in hindsight")
+    axes.bar(at + 0.2, told, 0.38, color=COLOURS[1], label="expected")
+    axes.set(title="occupancy", xlabel="state", ylabel="share of steps")
+    axes.set_xticks(at)
+    axes.set_ylim(0, 1.25 * max(seen.max(), told.max()))
+    axes.legend(frameon=False, fontsize="small", labelcolor=QUIET, loc="upper right", ncols=2)
+
+
+def _dwell(axes: Any, seen: list[Any], told: list[Any]) -> None:
+    """Quartiles and mean of each state's runs, on the likeliest path and on simulated ones."""
+    states = [k for k in range(len(seen)) if len(seen[k]) or len(told[k])]
+    for shift, lists, colour, label in (
+        (-0.2, seen, COLOURS[0], "likeliest path"),
+        (0.2, told, COLOURS[1], "simulated"),
+    ):
+        chosen = [(k, numbers(lists[k])) for k in states if len(lists[k])]
+        at = [k + shift for k, _ in chosen]
+        low, middle, high = (np.array([np.quantile(x, q) for _, x in chosen]) for q in (0.25, 0.5, 0.75))
+        axes.bar(at, high - low, 0.3, low, color=colour, alpha=0.35)
+        axes.plot(at, middle, "_", color=colour, markersize=12, markeredgewidth=2, label=label)
+        axes.plot(at, [x.mean() for _, x in chosen], "o", color=colour, markersize=4)
+    axes.set(title="how long states last", xlabel="state", ylabel="steps: quartiles, mean as a dot")
+    axes.set_xticks(states)
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
+    axes.legend(frameon=False, fontsize="small", labelcolor=QUIET, loc="upper right", ncols=2)
