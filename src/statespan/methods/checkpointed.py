@@ -56,7 +56,7 @@ class Checkpointed(Method):
     Example:
         >>> import statespan as ss
         >>> model = ss.hmm(states=3, emission=ss.Categorical(4), seed=0)
-        >>> float(model.log_prob([0, 1, 3], method=ss.Checkpointed(2)) - model.log_prob([0, 1, 3])) < 1e-12
+        >>> torch.allclose(model.log_prob([0, 1, 3], method=ss.Checkpointed(2)), model.log_prob([0, 1, 3]))
         True
     """
 
