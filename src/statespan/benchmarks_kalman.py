@@ -85,10 +85,10 @@ def _pykalman(model: Any, y: np.ndarray) -> Any:
 
 
 def _dynamax(model: Any, y: np.ndarray) -> Callable[[], Any]:
-    import jax
+    import jax  # pyright: ignore[reportMissingImports]
 
     jax.config.update("jax_enable_x64", True)
-    from dynamax.linear_gaussian_ssm import LinearGaussianSSM
+    from dynamax.linear_gaussian_ssm import LinearGaussianSSM  # pyright: ignore[reportMissingImports]
 
     given = _matrices(model)
     peer = LinearGaussianSSM(len(given["A"]), len(given["C"]))
