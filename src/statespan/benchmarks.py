@@ -20,7 +20,7 @@ from statespan.fit import EM
 from statespan.fit.em import group
 from statespan.ladder.rungs import LADDER, find, ladder
 from statespan.method import Prepared, prepare, run
-from statespan.methods import Forward, method_for
+from statespan.methods import Forward, MaxProduct, method_for
 from statespan.parts.emissions import Categorical, Gaussian
 from statespan.sequences import Sequences, read
 from statespan.tree import Shared, leaves, replace_leaves
@@ -202,16 +202,21 @@ class Workload(NamedTuple):
         """Our E-step: log-likelihood, and the statistics of all three parts."""
         return EM().expect(self.model, Forward(), self.groups)[0]
 
+    @torch.no_grad()
+    def decode(self) -> None:
+        """Our best paths."""
+        method = MaxProduct()
+        constants = method.constants(self.model)
+        for data in self.groups:
+            method.decode(self.model, constants, data, 1)
+
     def peer_expect(self) -> float:
         """hmmlearn's, as its `fit` does it."""
-        kind, total = self.peer.implementation, 0.0
+        fit, total = getattr(self.peer, f"_fit_{self.peer.implementation}"), 0.0
         statistics = self.peer._initialize_sufficient_statistics()
         for y in self.sequences:
-            fit, add_up = (
-                getattr(self.peer, f"_{name}_{kind}") for name in ("fit", "accumulate_sufficient_statistics")
-            )
             lattice, log_prob, *answers = fit(y)
-            add_up(statistics, y, lattice, *answers)
+            self.peer._accumulate_sufficient_statistics(statistics, y, lattice, *answers)
             total += log_prob
         return total
 
@@ -341,9 +346,8 @@ def bench_viterbi(repeats: int) -> None:
             scores = [score for _, score in (some.model.decode(y, k=1) for y in given[:5])]
             theirs = [some.peer.decode(y[:, None])[0] for y in given[:5]]
             agree(f"Viterbi, {name}, K = {states}", float(torch.stack(scores).sum()), float(sum(theirs)))
-            data = [y[:, 0] for y in whole.sequences]
             figures = beside(
-                lambda model=whole.model, data=data: model.decode(data),
+                whole.decode,
                 lambda peer=some.peer, joined=joined, short=short: peer.decode(joined, short),
                 sum(short) / sum(lengths),
                 repeats if states < 256 else 2,

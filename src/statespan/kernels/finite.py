@@ -73,7 +73,12 @@ def viterbi(
         return None
     likelihood = prepared.likelihoods
     initial = prepared.moves.initial.value.log().expand(batch, -1).contiguous()
-    log = likelihood.value.log() + likelihood.log_scale[..., None].to(likelihood.value.dtype)
+    # What all states of a step share moves no path: it is added to the score at the end.
+    shared = likelihood.log_scale
+    if prepared.lengths is not None:
+        shared = torch.where(torch.arange(length)[:, None] < prepared.lengths, shared, 0.0)
     with torch.no_grad():
-        score, path = max_product(initial, prepared.moves.tables.value.log(), log, prepared.lengths)
+        table, log = prepared.moves.tables.value.log(), likelihood.value.log()
+        score, path = max_product(initial, table, log, prepared.lengths)
+        score = (score + shared.sum(0)).to(score.dtype)
     return Trace(paths=(path[..., None], score[:, None]))
