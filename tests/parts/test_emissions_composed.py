@@ -276,3 +276,27 @@ def test_torchs_vectors_and_what_is_refused():
     for name, what in (("Nothing", "no such"), ("MultivariateNormal", "Gaussian")):
         with pytest.raises(ss.StatespanError, match=what):
             ss.Emission(name)
+
+
+def test_an_autoregression_in_the_other_verbs():
+    model = regression("full", 2, 0)
+    y = torch.randn(5, 2).double()
+    rows, paths = normal_rows(model, y, None, 2), all_rows(2, 5)
+    initial, table = model.initial.probs().log().detach(), model.transition.probs.log().detach()
+    log = initial[paths[:, 0]] + rows[torch.arange(5), paths].sum(-1) + table[paths[:, :-1], paths[:, 1:]].sum(-1)
+    weights = log.softmax(0)
+    smoothed = model.smooth(y)
+    assert_close(smoothed.probs[:, 1], (weights[:, None] * paths).sum(0), rtol=1e-9, atol=1e-9)
+    best, score = model.decode(y, k=2)
+    assert torch.equal(best.T, paths[log.topk(2).indices])
+    assert_close(score, log.topk(2).values, rtol=1e-9, atol=1e-9)
+    assert model.sample_posterior(y, n=3, seed=0).shape == (3, 5)
+    last = y.clone()
+    last[4] = math.nan
+    filled = model.impute(last)
+    assert torch.equal(filled[:4], y[:4])
+    assert bool(filled.isfinite().all())
+    assert model.forecast([y, y[:3]], steps=2, samples=20).mean.shape == (2, 2, 2)
+    ragged, em = [torch.randn(n, 2).double() for n in (30, 12, 2, 1)], ss.EM(iterations=8, tolerance=0)
+    model.fit(ragged, by=em)
+    assert rises(em.history)

@@ -45,7 +45,7 @@ class Poisson(Part, ExponentialFamily, Generative):
         Zucchini, MacDonald and Langrock, Hidden Markov Models for Time Series 2016, section 1.3 and 4.2.
 
     Example:
-        >>> Poisson(rate=[[1.0], [9.0]]).mean.flatten().tolist()
+        >>> Poisson(rate=[[1.0], [9.0]]).mean.detach().round().flatten().tolist()
         [1.0, 9.0]
     """
 
