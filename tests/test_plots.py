@@ -1,11 +1,26 @@
 import math
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 
 import statespan as ss
-from statespan.plots import BANDS, LINES, plot_curves, plot_forecast, plot_posterior
+from statespan.plots import (
+    BANDS,
+    COLOURS,
+    LINES,
+    plot_criteria,
+    plot_curves,
+    plot_emissions,
+    plot_forecast,
+    plot_imputed,
+    plot_model,
+    plot_paths,
+    plot_posterior,
+    plot_surprise,
+    plot_transitions,
+)
 
 matplotlib.use("Agg")
 
@@ -151,6 +166,96 @@ def test_axes_given_are_drawn_on():
     assert plot_posterior(posterior, axes=left) is left
     assert plot_curves({"a": [(1, 1.0), (2, 2.0)]}, axes=right) is right
     assert len(plt.get_fignums()) == 1
+
+
+def test_the_series_stands_above_its_states_and_is_tinted_by_them():
+    from matplotlib.colors import to_rgb
+
+    model = ss.hmm(states=2, emission=ss.Gaussian(mean=[[0.0], [9.0]], covariance=[[[1.0]], [[1.0]]]), seed=0)
+    y, days = [0.1, math.nan, 9.0, 8.5], np.arange("2024-05-01", "2024-05-05", dtype="datetime64[D]")
+    axes = plot_posterior(model.smooth(y), y=y, times=days, columns=["rain"])
+    assert axes.get_ylabel() == "rain" and len(axes.figure.axes) == 2
+    line = axes.lines[0]
+    np.testing.assert_array_equal(line.get_ydata(), y)
+    assert line.get_xdata()[0] == matplotlib.dates.date2num(np.datetime64("2024-05-01"))
+    ground = axes.collections[0].get_array().reshape(4, 3)
+    assert np.abs(ground[0] - to_rgb(COLOURS[0])).sum() < np.abs(ground[0] - to_rgb(COLOURS[1])).sum()
+    assert np.abs(ground[3] - to_rgb(COLOURS[0])).sum() > np.abs(ground[3] - to_rgb(COLOURS[1])).sum()
+    with pytest.raises(ss.StatespanError, match="times has 4 entries for 3 steps"):
+        plot_posterior(model.smooth(y[:3]), times=days)
+
+
+def test_paths_are_strips_with_their_log_probabilities():
+    paths, log_prob = hmm().decode([0, 1, 2, 4], k=3)
+    axes = plot_paths(paths, log_prob)
+    np.testing.assert_array_equal(axes.collections[0].get_array().reshape(3, 4), paths.T)
+    assert [text.get_text() for text in axes.get_yticklabels()] == [f"{value:.2f}" for value in log_prob]
+
+
+def test_a_fan_comes_after_the_tail_of_the_series():
+    model, y = linear(observed=2), torch.randn(60, 2)
+    forecast = model.forecast(y, steps=5)
+    axes = plot_forecast(forecast, y=y)
+    assert len(axes.figure.axes) == 2
+    mean = next(line for line in axes.lines if len(line.get_xdata()) == 5)
+    np.testing.assert_array_equal(mean.get_xdata(), np.arange(60, 65))
+    np.testing.assert_allclose(mean.get_ydata(), forecast.mean[:, 0].detach())
+    with pytest.raises(ss.StatespanError, match="give ahead= too"):
+        plot_forecast(forecast, y=y, times=np.arange(60))
+
+
+def test_gaps_are_marked():
+    axes = plot_imputed([0.0, math.nan, 2.0, math.nan, math.nan], [0.0, 1.0, 2.0, 3.0, 4.0])
+    marks = next(line for line in axes.lines if line.get_label() == "imputed")
+    assert marks.get_xydata().tolist() == [[1, 1], [3, 3], [4, 4]]
+    assert len(axes.patches) == 2, "a band a run of gaps"
+
+
+def test_the_most_surprising_steps_are_marked():
+    axes = plot_surprise([0.0] * 98 + [5.0, 9.0])
+    assert axes.lines[-1].get_xydata().tolist() == [[99, 9.0]]
+
+
+def test_transitions_are_arrows_or_a_heat_map():
+    model = ss.hmm(transition=[[0.9, 0.1], [0.0, 1.0]], emission=ss.Categorical(3), seed=0)
+    texts = {text.get_text() for text in plot_transitions(model).texts}
+    assert texts == {"0", "1", "0.90", "0.10", "1.00"}, "none for what is impossible"
+    assert len(plot_transitions(hmm(BANDS + 1)).images) == 1
+
+
+def test_densities_are_the_marginals_and_sum_to_the_mixture():
+    mean, covariance = [[0.0, 1.0], [5.0, -1.0]], [[[1.0, 0.8], [0.8, 2.0]], [[4.0, 0.0], [0.0, 1.0]]]
+    model = ss.hmm(states=2, emission=ss.Gaussian(mean=mean, covariance=covariance), seed=0)
+    axes = plot_emissions(model, share=[0.3, 0.7]).figure.axes[1]
+    grid = torch.as_tensor(axes.lines[0].get_xdata())
+    expected = (
+        0.3
+        * torch.distributions.Normal(torch.tensor(1.0).double(), torch.tensor(2.0).double().sqrt()).log_prob(grid).exp()
+    )
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), expected, rtol=1e-9)
+    whole = axes.lines[0].get_ydata() + axes.lines[1].get_ydata()
+    np.testing.assert_allclose(axes.lines[2].get_ydata(), whole)
+
+
+def test_counts_are_drawn_at_whole_numbers():
+    model = ss.hmm(states=2, emission=ss.Poisson(dim=1), seed=0)
+    axes = plot_emissions(model, [0.0, 3, 1, 7, 2], share=[0.5, 0.5])
+    np.testing.assert_array_equal(axes.lines[0].get_xdata() % 1, 0)
+    assert axes.get_ylabel() == "probability"
+
+
+def test_mixed_columns_have_a_panel_each():
+    model = ss.hmm(states=2, emission=ss.Product(ss.Gaussian(dim=2), ss.Categorical(3)), seed=0)
+    assert len(plot_model(model, [[0.1, 2.0, 1.0], [0.3, math.nan, 2.0]]).figure.axes) == 4
+    with pytest.raises(ss.StatespanError, match="emissions cannot be drawn"):
+        plot_emissions(linear())
+
+
+def test_criteria_mark_the_lowest():
+    rows = [{"states": k, "aic": value, "bic": value + k} for k, value in ((1, 9.0), (2, 5.0), (3, 6.0))]
+    axes = plot_criteria(rows)
+    assert axes.get_xlabel() == "states" and labels(axes) == ["AIC", "BIC"]
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_markersize() == 11] == [2, 2]
 
 
 def test_importing_the_library_does_not_import_matplotlib():

@@ -101,16 +101,17 @@ class Posterior(NamedTuple):
         }
         return columns | {f"{name}_{k}": flat[:, k].tolist() for k in range(flat.shape[1])}
 
-    def plot(self, sequence: int = 0, axes: Any = None) -> Any:
+    def plot(self, sequence: int = 0, axes: Any = None, **options: Any) -> Any:
         """Draw one sequence's states over time; returns the matplotlib axes.
 
         Args:
             sequence: which one.
             axes: matplotlib axes to draw on; None makes new ones.
+            options: of `plot_posterior`: y= puts the series above, times= dates below, columns=, words=.
         """
         from statespan.plots import plot_posterior
 
-        return plot_posterior(self, sequence, axes)
+        return plot_posterior(self, sequence, axes, **options)
 
 
 class Forecast(NamedTuple):
@@ -159,13 +160,14 @@ class Forecast(NamedTuple):
         levels = torch.as_tensor(q, dtype=torch.float64)
         return torch.quantile(self.samples.double(), levels, dim=0)
 
-    def plot(self, sequence: int = 0, axes: Any = None) -> Any:
+    def plot(self, sequence: int = 0, axes: Any = None, **options: Any) -> Any:
         """Draw the forecast as a fan (or, for symbols, as probabilities); returns the matplotlib axes.
 
         Args:
             sequence: which one.
             axes: matplotlib axes to draw on; None makes new ones.
+            options: of `plot_forecast`: y= puts the series before it, times= and ahead= dates below, names=, columns=.
         """
         from statespan.plots import plot_forecast
 
-        return plot_forecast(self, sequence, axes)
+        return plot_forecast(self, sequence, axes, **options)

@@ -188,6 +188,10 @@ def _after(
         at = across.at[tail:]
         if spell is None:
             _bands(draws[..., c], mean[:, c], on, at, COLOURS[0], "forecast: mean, central 50, 80, 95 %")
+        else:  # as large as it is probable
+            share = np.stack([(draws[..., c] == v).mean(0) for v in range(len(spell))])
+            for v, sizes in enumerate(share):
+                on.scatter(at, np.full(len(at), v), 60 * sizes, color=COLOURS[0], alpha=0.6, linewidth=0)
         on.axvline(across.edges[tail], color=QUIET, linewidth=0.8, linestyle=(0, (2, 3)))
         on.grid(axis="y", color=HAIR, linewidth=0.8)
     across.dress(rows[-1])

@@ -24,8 +24,8 @@ from statespan.plots.style import (
     plain,
     spoken,
     state_legend,
-    table,
 )
+from statespan.verbs import ask
 
 LEAST_ARROW = 0.005
 BEND = 0.16
@@ -126,7 +126,7 @@ def plot_emissions(
     weights = _shares(model, y) if share is None else np.asarray(share)
     parts = _columns(emission)
     rows = _side_by_side(min(len(parts), LINES)) if axes is None else [new(axes)]
-    _emitted(emission, weights, y, rows, named(columns, len(parts)), words)
+    _emitted(emission, weights, _pooled(model, y), rows, named(columns, len(parts)), words)
     state_legend(rows[0], len(weights) if len(weights) <= BANDS else 0)
     return rows[0]
 
@@ -158,8 +158,11 @@ def plot_model(
 
     if not hasattr(model.emission, "states"):
         axes = new(None)
-        heat(numbers(model.transition.matrix).T, axes, "from dimension", "dynamics")
+        dynamics = numbers(model.transition.matrix)  # row i makes the new dimension i
+        heat(dynamics, axes, "from dimension", "dynamics")
         axes.set_xlabel("to dimension")
+        axes.set_xticks(range(len(dynamics)))
+        axes.set_yticks(range(len(dynamics)))
         return axes
     dim = min(model.emission.event.dim or 1, LINES)
     height = max(3.4, 1.7 * dim)
@@ -168,7 +171,9 @@ def plot_model(
     left = figure.add_subplot(grid[:, 0])
     rows = [plain(figure.add_subplot(grid[c, 1])) for c in range(dim)]
     plot_transitions(model, left)
-    _emitted(model.emission, _shares(model, y), y, rows, named(columns, model.emission.event.dim or 1), words)
+    _emitted(
+        model.emission, _shares(model, y), _pooled(model, y), rows, named(columns, model.emission.event.dim or 1), words
+    )
     return left
 
 
@@ -200,10 +205,17 @@ def _shares(model: Any, y: Any) -> Array:
     return np.full(states, 1 / states)
 
 
-def _pooled(y: Any) -> Array:
-    """One sequence, or all of a list together, (rows, C)."""
-    ragged = isinstance(y, (list, tuple)) and any(np.ndim(each) for each in y)
-    return np.concatenate([table(each) for each in y]) if ragged else table(y)
+def _pooled(model: Any, y: Any) -> Array | None:
+    """All the steps of all sequences together, (rows, C), NaN missing."""
+    if y is None:
+        return None
+    data, _ = ask(model, y)
+    values: Any = data.y if model.emission.event.rank else data.y[..., None]  # type: ignore[index]
+    array, present = numbers(values), data.present
+    if present is not None:
+        there = present if present.dim() == 3 else present[..., None]
+        array = np.where(there.cpu().numpy(), array, np.nan)
+    return array.reshape(-1, array.shape[-1])
 
 
 def _sure(emission: Any) -> torch.Tensor:
@@ -218,9 +230,10 @@ def _columns(emission: Any) -> list[tuple[Any, int]]:
     return [(part, c) for part in parts for c in range(part.event.dim or 1)]
 
 
-def _emitted(emission: Any, weights: Array, y: Any, rows: list[Any], names: list[str], words: Any) -> None:
+def _emitted(
+    emission: Any, weights: Array, values: Array | None, rows: list[Any], names: list[str], words: Any
+) -> None:
     """A panel a column: bars of symbols, or densities."""
-    values = None if y is None else _pooled(y)
     for at, ((part, c), on) in enumerate(zip(_columns(emission), rows, strict=False)):
         seen = None if values is None else values[:, at]
         if part.event.symbols is not None:

@@ -251,6 +251,6 @@ def _means(mean: Array, deviation: Array | None, axes: Any, across: Across) -> N
         label = f"dimension {d}" if mean.shape[1] > 1 else "mean"
         axes.plot(across.at, m, color=COLOURS[d], linewidth=1.4, marker="o" if len(mean) == 1 else None, label=label)
     axes.grid(axis="y", color=HAIR, linewidth=0.8)
-    axes.set_ylabel("state" if deviation is None else "state, with 95 % band")
+    axes.set_ylabel("state" if deviation is None else "state, 95 %")
     if mean.shape[1] > 1:
         legend(axes)
