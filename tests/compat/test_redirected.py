@@ -30,8 +30,8 @@ GROUPS = {
     "variational": "test_variational_categorical test_variational_gaussian",
 }
 
-SLOW = "mcgrory or criterion"
-"""Fits of hundreds of iterations, a third of the time: run where STATESPAN_SLOW is set."""
+SLOW = "[log or mcgrory or criterion"
+"""Run where STATESPAN_SLOW is set: implementation="log", which runs the same code here; fits of hundreds of steps."""
 
 
 @pytest.mark.skipif(FOUND is None, reason="hmmlearn is not installed")
