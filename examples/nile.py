@@ -34,9 +34,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     gaps = y.clone()
     gaps[20:40] = torch.nan  # a gap is NaN
     ahead = model.forecast(gaps, steps=10, samples=2000)
-    print(
-        f"1971: {ahead.mean[0, 0]:.0f}, 80 % between {ahead.quantile(0.1)[0, 0]:.0f} and {ahead.quantile(0.9)[0, 0]:.0f}"
-    )
+    low, high = ahead.quantile([0.1, 0.9])[:, 0, 0].tolist()
+    print(f"1971: {ahead.mean[0, 0]:.0f}, 80 % between {low:.0f} and {high:.0f}")
 
     from matplotlib import pyplot
 
