@@ -241,9 +241,9 @@ def ranks(distribution: Any, y: Tensor) -> tuple[Tensor, Tensor] | None:
 
     By custom the distribution's own `cdf`; of a discrete one the sum of its probabilities.
     """
-    if getattr(distribution.support, "is_discrete", False):
-        return _summed(distribution, y)
     try:
+        if getattr(distribution.support, "is_discrete", False):
+            return _summed(distribution, y)
         upto = distribution.cdf(y)
     except NotImplementedError:
         return None
