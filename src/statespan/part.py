@@ -53,8 +53,11 @@ class Part(nn.Module):
         return 0.0
 
     def __init_subclass__(cls, **kwargs: Any):
-        """Make the class known to `load`."""
+        """Make the class known to `load`; a name that another file of the package has taken is refused."""
         super().__init_subclass__(**kwargs)
+        known = PARTS.setdefault(part_name(cls), cls)
+        if known.__module__ != cls.__module__:
+            raise StatespanError(f"{part_name(cls)} is a part of {known.__module__} already; choose another class name")
         PARTS[part_name(cls)] = cls
 
 
