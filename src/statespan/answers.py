@@ -152,13 +152,20 @@ class Forecast(NamedTuple):
         return self.draws[:, 0] if self.layout.single else self.draws
 
     def quantile(self, q: float | list[float]) -> Tensor:
-        """Quantiles of each coordinate, from the samples: (..., N, steps, D).
+        """Quantiles of each coordinate, by formula where the distribution has one, else from the samples.
 
         Args:
             q: a probability, or several.
+
+        Returns:
+            (..., N, steps, D), with the probabilities in front.
         """
         levels = torch.as_tensor(q, dtype=torch.float64)
-        return torch.quantile(self.samples.double(), levels, dim=0)
+        formula = getattr(self.distribution, "quantile", None)
+        if formula is None:
+            return torch.quantile(self.samples.double(), levels, dim=0)
+        value = formula(levels)
+        return value[..., 0, :, :] if self.layout.single else value
 
     def plot(self, sequence: int = 0, axes: Any = None, **options: Any) -> Any:
         """Draw the forecast as a fan (or, for symbols, as probabilities); returns the matplotlib axes.

@@ -213,3 +213,20 @@ def test_a_scale_whose_diagonal_went_negative_is_the_same_covariance():
             part.scale[:, 1] *= -1
     assert_close(model.log_prob(y), before[0])
     assert bool(model.log_prob(y, method=ss.ParticleFilter(2000)).isfinite())
+
+
+def test_intervals_of_a_forecast_are_exact():
+    """By formula, from the dense joint's variances: no sampling error."""
+    model = random_model(2, 2)
+    y = model.sample(3, 4, seed=0)[1]
+    low, high = model.forecast(y, steps=3, samples=2).quantile([0.025, 0.975])
+    assert low.shape == (3, 3, 2)
+    for i in range(3):
+        joint = joint_normal(model, 7)
+        seen = torch.arange(7)[:, None].expand(7, 2) < 4
+        _, mean, cov = condition(joint, torch.cat([y[i], y.new_zeros(3, 2)]), seen)
+        centre, spread = mean[-6:].view(3, 2).detach(), cov.diagonal()[-6:].view(3, 2).sqrt().detach()
+        assert_close(low[i], centre - 1.959963984540054 * spread, **TIGHT)
+        assert_close(high[i], centre + 1.959963984540054 * spread, **TIGHT)
+    one = model.forecast(y[0], steps=3, samples=2).quantile(0.5)
+    assert_close(one, model.forecast(y[0], steps=3, samples=2).mean)

@@ -17,6 +17,15 @@ from statespan.shapes import Float
 from statespan.tree import Shared, Tree, stack, tree_map
 
 
+class Normal(MultivariateNormal):
+    """A joint normal that knows the quantiles of its coordinates."""
+
+    def quantile(self, levels: Tensor) -> Tensor:
+        """Mean + deviation x the standard normal's quantile: (...) levels to (..., *batch, D)."""
+        standard = torch.special.ndtri(levels.to(self.mean))
+        return self.mean + self.variance.sqrt() * standard.view(*levels.shape, *[1] * self.mean.dim())
+
+
 class Observation(NamedTuple):
     """What y_t says: the residual y - d with zeros where missing, C likewise, a root of the noise.
 
@@ -292,13 +301,13 @@ class Kalman(Method):
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
         return self.smooth(model, prepared, None, data.shape).mean[:, :, None], None
 
-    def emit(self, model: Any, constants: Tree, belief: Any, u: Tree) -> MultivariateNormal:
+    def emit(self, model: Any, constants: Tree, belief: Any, u: Tree) -> Normal:
         """N(C m + d, C P C' + R)."""
         emission, state = model.emission.affine(u), belief.state
         root = emission.matrix @ state.scale
         covariance = root @ root.mT + emission.scale @ emission.scale.mT
         mean = apply(emission.matrix, state.mean) + emission.offset
-        return MultivariateNormal(mean, scale_tril=factor(covariance), validate_args=False)
+        return Normal(mean, scale_tril=factor(covariance), validate_args=False)
 
 
 def _like(belief: Any, mean: Tensor, scale: Tensor, flat: Tensor | None) -> Any:
