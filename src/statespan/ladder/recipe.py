@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from statespan.errors import StatespanError
-from statespan.ladder.rungs import LADDER, find
+from statespan.ladder.rungs import LADDER, check_embedding, find
 from statespan.language.training import Training
 
 SOURCES = ("files", "king-james")
@@ -87,6 +87,8 @@ class Entry:
         dropout: at what is fed, in the state, before the score.
         spread: standard deviation of the first embeddings.
         uniform: a, to start the embeddings in U(-a, a) instead; 0 for normal ones.
+        embedding: width of the embedding, where it is not that of the state; it needs a width.
+        variational: drop the same entries at every step of a window.
         first: of an exact rung's first state: "learnt" from a uniform start, "columns", learnt from the softmax of the
             transition's column sums (the paper's equation 3), or "uniform", held there. Other rungs start at zero, or
             uniform where the state is a distribution: "learnt" or "uniform".
@@ -110,11 +112,15 @@ class Entry:
     prior: float = 30.0
     uniform: float = 0.0
     first: str = "learnt"
+    embedding: int = 0
+    variational: bool = False
     how: Training = field(default_factory=Training)
 
     def __post_init__(self):
         rung = find(self.rung)
+        check_embedding(self.rung, rung, self.width, self.embedding)
         _insist(
+            (not self.embedding or self.width > 0, f"embedding = {self.embedding} needs a width; set one"),
             (self.trainer in TRAINERS, f"trainer = {self.trainer!r} must be one of {'; '.join(TRAINERS)}"),
             (
                 not self.by_em or rung.exact,

@@ -59,6 +59,7 @@ class Choice(NamedTuple):
         exact: whether it is a step of exact inference in a finite state space.
         sizes: how many tensors of the width the state has.
         dropped: whether dropout may act on its input.
+        apart: whether the embedding may have another width than the state.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Choice(NamedTuple):
     exact: bool = False
     sizes: int = 1
     dropped: bool = False
+    apart: bool = False
 
 
 def _of_width(part: Callable[..., nn.Module], **options: Any) -> Callable[..., nn.Module]:
@@ -85,7 +87,7 @@ def _of_table(part: Callable[..., nn.Module], **options: Any) -> Callable[..., n
 R, P, D = Kind.REAL, Kind.POSITIVE, Kind.DISTRIBUTION
 
 BAYES = Choice("bayes", _of_table(Bayes), "Bayes", P, D, exact=True)
-KEEP = Choice("keep", lambda width, table: Keep(), "none")
+KEEP = Choice("keep", lambda width, table: Keep(), "none", apart=True)
 PRODUCT = Choice("product", lambda width, table: Product(), "product with e", R, R, fed=True)
 CONDITIONS = {c.name: c for c in (BAYES, KEEP, PRODUCT)}
 
@@ -98,20 +100,27 @@ SOFTMAX_ADD = Choice(
     "softmax-add", _of_width(Nonlinear, fed=True, activation="softmax"), "softmax(W c + U e)", R, D, True
 )
 SIGMOID = Choice("sigmoid", _of_width(Nonlinear), "sigmoid(W s)", R, P)
-SIGMOID_ADD = Choice("sigmoid-add", _of_width(Nonlinear, fed=True), "sigmoid(W c + U e)", R, P, True)
+SIGMOID_ADD = Choice(
+    "sigmoid-add",
+    lambda width, table: Nonlinear(width, fed=True, inputs=table.width),
+    "sigmoid(W c + U e)",
+    *(R, P, True),
+    apart=True,
+)
 SIGMOID_TIMES = Choice("sigmoid-times", _of_width(Multiplicative), "sigmoid((W c)(U e))", R, P, True)
 LATE_SIGMOID = Choice("late-sigmoid", _of_width(LateSigmoid), "W sigmoid(c) + U e", R, R, True)
 JORDAN = Choice("jordan", _of_width(Jordan), "sigmoid(U (e + c))", R, P, True)
 FORGET = Choice("forget", _of_width(Forget), "U e", R, R, True)
-GRU = Choice("gru", lambda width, table: Gated(nn.GRUCell(width, width)), "GRU cell", R, R, True)
+GRU = Choice("gru", lambda width, table: Gated(nn.GRUCell(table.width, width)), "GRU cell", R, R, True, apart=True)
 LSTM = Choice(
     "lstm",
-    lambda width, table: Gated(nn.LSTMCell(width, width)),
+    lambda width, table: Gated(nn.LSTMCell(table.width, width)),
     "LSTM cell",
     Kind.PAIR,
     Kind.PAIR,
     True,
     sizes=2,
+    apart=True,
 )
 MOVES = {
     c.name: c
@@ -123,12 +132,18 @@ MOVES = {
 
 NOTHING = Choice("none", lambda width, table: None, "none")
 NORMALISED = Choice("softmax", _of_table(SoftmaxFeature), "softmax", fed=True, dropped=True)
-RAW = Choice("raw", _of_table(RawFeature), "raw", fed=True, dropped=True)
+RAW = Choice("raw", _of_table(RawFeature), "raw", fed=True, dropped=True, apart=True)
 FEEDS = {c.name: c for c in (NOTHING, NORMALISED, RAW)}
 
 MIXTURE = Choice("mixture", _of_table(Mixture), "mixture", D, exact=True)
 MIXTURE_NORMALISED = Choice("mixture-normalised", _of_table(Mixture, normalise=True), "mixture over normalised c", P)
-SOFTMAX = Choice("softmax", _of_table(Softmax), "softmax(E c)", dropped=True)
+SOFTMAX = Choice(
+    "softmax",
+    lambda width, table, **more: Softmax(table, width=width, **more),
+    "softmax(E c)",
+    dropped=True,
+    apart=True,
+)
 SOFTMAX_SOFTMAX = Choice(
     "softmax-softmax", _of_table(Softmax, normalise=True), "softmax(E softmax(c))", R, dropped=True
 )
@@ -253,6 +268,23 @@ def check(name: str, rung: Rung) -> Rung:
     return rung
 
 
+def check_embedding(name: str, rung: Rung, width: int, embedding: int) -> None:
+    """Refuse an embedding of another width than the state where a choice needs them equal.
+
+    Raises:
+        StatespanError: a choice that does; it is named.
+    """
+    if embedding < 0:
+        raise StatespanError(f"embedding={embedding}: use 0 (the state's width) or more")
+    tied = [
+        f"{what} {c.name}"
+        for what, c in zip(("condition", "move", "feed", "score"), rung[:4], strict=True)
+        if not c.apart
+    ]
+    if embedding not in (0, width) and tied:
+        raise StatespanError(f"rung {name!r}: {tied[0]} needs an embedding as wide as the state; leave out embedding")
+
+
 def build(
     rung: Rung,
     vocabulary: int,
@@ -262,6 +294,8 @@ def build(
     dropout: tuple[float, float, float] = (0.0, 0.0, 0.0),
     spread: float = 0.1,
     uniform: float = 0.0,
+    embedding: int = 0,
+    variational: bool = False,
 ) -> StateSpace:
     """The model of a rung.
 
@@ -274,28 +308,32 @@ def build(
         dropout: probabilities at what is fed, in the state, and before the score.
         spread: standard deviation of the first embeddings.
         uniform: a, of U(-a, a) instead; 0 for normal ones.
+        embedding: width of the embedding, 0 for that of the state.
+        variational: whether dropout is the same over a window.
     """
-    table = Table(vocabulary, width, bias=True, spread=spread, uniform=uniform)
-    source = table if tied else Table(vocabulary, width, spread=spread, uniform=uniform)
+    columns = embedding or width
+    table = Table(vocabulary, columns, bias=True, spread=spread, uniform=uniform)
+    source = table if tied else Table(vocabulary, columns, spread=spread, uniform=uniform)
+    kept = {"variational": True} if variational else {}
     at_input, in_state, at_output = dropout
     move = rung.move.make(width, table)
-    feature = rung.feed.make(width, source, **({"dropout": at_input} if rung.feed.dropped else {}))
+    feature = rung.feed.make(width, source, **({"dropout": at_input, **kept} if rung.feed.dropped else {}))
     if rung.exact:
         transition = FedTransition(feature, move) if rung.feed.fed else move
         return hmm(emission=Categorical(table=table), transition=transition, dtype=torch.float32)
     moves_to_simplex = rung.move.yields == Kind.DISTRIBUTION
     condition = rung.condition.make(width, table)
-    cell = Cell(condition, move, feature, vocabulary, rung.simplex, moves_to_simplex, in_state)
+    cell = Cell(condition, move, feature, vocabulary, rung.simplex, moves_to_simplex, in_state, **kept)
     uniform = rung.simplex or moves_to_simplex
     first = ConstantStart((width,) * rung.move.sizes, 1 / width if uniform else 0.0, start)
-    score = rung.score.make(width, table, **({"dropout": at_output} if rung.score.dropped else {}))
+    score = rung.score.make(width, table, **({"dropout": at_output, **kept} if rung.score.dropped else {}))
     return StateSpace(first, cell, score)
 
 
-def count(rung: Rung, vocabulary: int, width: int, tied: bool = True) -> int:
+def count(rung: Rung, vocabulary: int, width: int, tied: bool = True, embedding: int = 0) -> int:
     """How many parameters the rung has, a tied one counted once; nothing is allocated."""
     with torch.device("meta"):
-        return sum(p.numel() for p in build(rung, vocabulary, width, tied=tied).parameters())
+        return sum(p.numel() for p in build(rung, vocabulary, width, tied=tied, embedding=embedding).parameters())
 
 
 def width_for(name: str, rung: Rung, vocabulary: int, parameters: int, tied: bool = True) -> int:
@@ -329,6 +367,8 @@ def ladder(
     dropout: tuple[float, float, float] = (0.0, 0.0, 0.0),
     spread: float = 0.1,
     uniform: float = 0.0,
+    embedding: int = 0,
+    variational: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     seed: int | None = None,
@@ -348,6 +388,9 @@ def ladder(
         dropout: probabilities at what is fed, in the state, before the score; none acts on a probability.
         spread: standard deviation of the first embeddings.
         uniform: a, to draw the first embeddings from U(-a, a) instead; 0 draws normal ones.
+        embedding: width of the embedding, where it is not that of the state: a tied softmax then scores a projection of
+            the state. It goes with a width, and with moves that take the embedding through a matrix of their own.
+        variational: whether dropout drops the same entries at every step of a window (Gal and Ghahramani 2016).
         dtype: float32 unless you say otherwise; log-probabilities are summed in float64.
         device: where the parameters lie.
         seed: makes the random start repeatable.
@@ -374,8 +417,9 @@ def ladder(
         width = width_for(name, rung, vocabulary, int(parameters or 0), tied)
     if width < 1:
         raise StatespanError(f"width={width}: use at least one")
+    check_embedding(name, rung, width, embedding)
     with seeded(seed):
-        model = build(rung, vocabulary, width, start, tied, dropout, spread, uniform)
+        model = build(rung, vocabulary, width, start, tied, dropout, spread, uniform, embedding, variational)
     return model.to(device=device, dtype=dtype or torch.float32)
 
 

@@ -161,17 +161,18 @@ class Nonlinear(Part, LinearMove):
         width: m.
         fed: whether U e is added.
         activation: f, a key of `ACTIVATIONS`.
+        inputs: entries of e, m unless given.
 
     Source:
         Buys, Bisk and Choi, equations 20, 27, 29, 31, 33 and 35.
     """
 
-    def __init__(self, width: int, fed: bool = False, activation: str = "sigmoid"):
+    def __init__(self, width: int, fed: bool = False, activation: str = "sigmoid", inputs: int | None = None):
         super().__init__()
         # Unfed, it multiplies a distribution or a product with an embedding, whose entries are small: W starts larger.
         self.weight = nn.Parameter(torch.randn(width, width) * (1 / width**0.5 if fed else 2.0))
         self.bias = nn.Parameter(torch.zeros(width))
-        self.input = nn.Linear(width, width, bias=False) if fed else None
+        self.input = nn.Linear(inputs or width, width, bias=False) if fed else None
         self.fed = fed
         self.activation = activation
 
@@ -445,6 +446,7 @@ class Cell(Part, CellTransition):
         moves_to_simplex: whether it is one after a move.
         dropout: probability with which an entry of the state is dropped on its way into the next move, in training;
             only for a state that is not a distribution.
+        variational: drop the same entries at every step of a window.
     """
 
     condition: Any
@@ -460,8 +462,10 @@ class Cell(Part, CellTransition):
         simplex: bool = False,
         moves_to_simplex: bool = False,
         dropout: float = 0.0,
+        variational: bool = False,
     ):
         super().__init__()
+        self.variational = variational
         self.condition, self.move, self.feature, self.symbols = condition, move, feature, symbols
         self.simplex, self.moves_to_simplex = simplex, moves_to_simplex
         self.drop = nn.Dropout(0.0 if simplex else dropout)
@@ -474,6 +478,7 @@ class Cell(Part, CellTransition):
         move: Any
         tables: Any
         every: Lazy
+        masks: dict[torch.Size, Tensor]
 
     @property
     def operator(self) -> Any:
@@ -488,7 +493,7 @@ class Cell(Part, CellTransition):
         symbols = torch.arange(self.symbols, device=next(self.parameters()).device)
         every = Lazy(lambda: None if self.feature is None else self.feature(symbols, feature))
         at_move = None if tables is None else tables.value
-        return self.Constants(self.condition.constants(), feature, move, at_move, every)
+        return self.Constants(self.condition.constants(), feature, move, at_move, every, {})
 
     def feed(self, y: Tensor, u: Tree, constants: "Cell.Constants") -> Fed:
         """The condition's column and the move's drive."""
@@ -505,8 +510,16 @@ class Cell(Part, CellTransition):
     def step(self, fed: Fed, state: Tree, constants: "Cell.Constants") -> Tree:
         """The next state."""
         if self.training and self.drop.p:
-            state = tree_map(self.drop, state)
+            state = tree_map(lambda x: self._dropped(x, constants.masks), state)
         return self.move.push(state, constants.tables, fed.drive)
+
+    def _dropped(self, x: Tensor, masks: dict[torch.Size, Tensor]) -> Tensor:
+        """Without some of its entries; variational ones are drawn at the window's first step, and kept."""
+        if not self.variational:
+            return self.drop(x)
+        if x.shape not in masks:
+            masks[x.shape] = self.drop(torch.ones_like(x))
+        return x * masks[x.shape]
 
     def missing(self, prediction: Distribution, constants: "Cell.Constants") -> Fed:
         """What to feed when the symbol is missing: the mean feature under the prediction."""

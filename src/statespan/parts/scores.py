@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical as CategoricalDistribution
 
 from statespan.part import CellEmission, Generative, Part, scaled
-from statespan.parts.symbols import Columns, Table
+from statespan.parts.symbols import Columns, Table, dropout_of
 from statespan.sequences import Event
 from statespan.shapes import Float, Int
 
@@ -54,14 +54,25 @@ class Softmax(Part, CellEmission, Generative):
         table: E and d.
         normalise: take the softmax of the state first, softmax(E softmax(c) + d) (equation 37).
         dropout: probability with which an entry of c is dropped in training.
+        variational: drop the same entries at every step of a window.
+        width: of c, where it is not that of the table; c is then projected, softmax(E P c + d).
 
     Source:
-        Buys, Bisk and Choi, equations 21, 28 and 37.
+        Buys, Bisk and Choi, equations 21, 28 and 37; the projection: Melis, Dyer and Blunsom 2017.
     """
 
-    def __init__(self, table: Table, normalise: bool = False, dropout: float = 0.0):
+    def __init__(
+        self,
+        table: Table,
+        normalise: bool = False,
+        dropout: float = 0.0,
+        variational: bool = False,
+        width: int | None = None,
+    ):
         super().__init__()
-        self.table, self.normalise, self.drop = table, normalise, nn.Dropout(dropout)
+        self.table, self.normalise, self.drop = table, normalise, dropout_of(dropout, variational)
+        apart = width is not None and width != table.width
+        self.project = nn.Linear(width, table.width, bias=False) if apart and width else None
         self.event = Event(0, table.symbols)
 
     def constants(self) -> None:
@@ -75,11 +86,16 @@ class Softmax(Part, CellEmission, Generative):
         self, state: Float[Tensor, "... K"], y: Int[Tensor, "..."], constants: None = None
     ) -> Float[Tensor, "..."]:
         """Log p(y), (...)."""
-        return self.table.log_softmax(self.drop(self.activate(state)), y)
+        return self.table.log_softmax(self._embed(self.drop(self.activate(state))), y)
 
     def predict(self, state: Float[Tensor, "... K"], constants: None = None) -> CategoricalDistribution:
         """The distribution of y."""
-        return CategoricalDistribution(logits=self.table.logits(self.activate(state)), validate_args=False)
+        logits = self.table.logits(self._embed(self.activate(state)))
+        return CategoricalDistribution(logits=logits, validate_args=False)
+
+    def _embed(self, state: Tensor) -> Tensor:
+        """The state in the embedding's space."""
+        return state if self.project is None else self.project(state)
 
     def forward(self, z: Tensor, u: None = None) -> CategoricalDistribution:
         """The distribution of y given the state."""

@@ -88,20 +88,47 @@ class Table(Part):
         return flat.view(y.shape)
 
 
+class WindowDropout(nn.Module):
+    """Dropout whose mask is the same at every step of a window, drawn anew for each window and sequence.
+
+    Args:
+        p: probability with which an entry is dropped.
+
+    Source:
+        Gal and Ghahramani 2016, "A theoretically grounded application of dropout in recurrent neural networks".
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, B, m), or (N, m) without time, where each row has its own."""
+        if not self.training or not self.p:
+            return x
+        return x * nn.functional.dropout(x.new_ones((1, *x.shape[1:]) if x.dim() == 3 else x.shape), self.p)
+
+
+def dropout_of(p: float, variational: bool) -> nn.Module:
+    """Dropout of each step's own, or the same over a window."""
+    return WindowDropout(p) if variational else nn.Dropout(p)
+
+
 class RawFeature(Part):
     """The embedding as it is: e = E[y].
 
     Args:
         table: the embedding, often the one the emission scores with.
         dropout: probability with which an entry of e is dropped in training.
+        variational: drop the same entries at every step of a window.
 
     Source:
         Buys, Bisk and Choi, equations 19 and 24.
     """
 
-    def __init__(self, table: Table, dropout: float = 0.0):
+    def __init__(self, table: Table, dropout: float = 0.0, variational: bool = False):
         super().__init__()
-        self.table, self.drop = table, nn.Dropout(dropout)
+        self.table, self.drop = table, dropout_of(dropout, variational)
 
     def constants(self) -> None:
         """Nothing."""
@@ -117,14 +144,15 @@ class SoftmaxFeature(Part):
     Args:
         table: the embedding.
         dropout: probability with which an entry of e is dropped in training.
+        variational: drop the same entries at every step of a window.
 
     Source:
         Buys, Bisk and Choi, equation 14.
     """
 
-    def __init__(self, table: Table, dropout: float = 0.0):
+    def __init__(self, table: Table, dropout: float = 0.0, variational: bool = False):
         super().__init__()
-        self.table, self.drop = table, nn.Dropout(dropout)
+        self.table, self.drop = table, dropout_of(dropout, variational)
 
     def constants(self) -> Tensor:
         """The log normalisers, (m,)."""
