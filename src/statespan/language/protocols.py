@@ -173,7 +173,7 @@ def score(scores: Tensor, tags: Tensor, classes: Tensor) -> Accuracy:
     known = tags >= 0
     scores, tags = scores[known].double(), tags[known]
     fine = Tally(int((scores.argmax(1) == tags).sum()), len(tags))
-    coarse = (scores @ classes).argmax(1) == classes.argmax(1)[tags]
+    coarse = (scores @ classes.double()).argmax(1) == classes.argmax(1)[tags]
     return Accuracy(fine, Tally(int(coarse.sum()), len(tags)))
 
 
