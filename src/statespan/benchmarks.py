@@ -4,6 +4,7 @@ Each pair is timed in turns, and the least of several times counts.
 """
 
 import copy
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -279,7 +280,7 @@ def beside(ours: Callable[[], Any], theirs: Callable[[], Any], share: float, rep
 def agree(name: str, ours: float, theirs: float) -> None:
     """Refuses to compare the speed of different numbers."""
     if not abs(ours - theirs) <= 1e-8 * abs(theirs):
-        raise StatespanError(f"{name}: {ours!r} differs from hmmlearn's {theirs!r}")
+        raise StatespanError(f"{name}: {ours!r} differs from the peer's {theirs!r}")
 
 
 def has_hmmlearn(title: str) -> bool:
@@ -328,6 +329,35 @@ def bench_estep(repeats: int) -> None:
     title = "E-step, 1,000 sequences of 20 to 100, or one of 100,000; float64; against hmmlearn (on one core)"
     table(title, COLUMNS, rows)
     print(f"K = 256, 6 K^2 operations a symbol, of this machine's float64 GEMM (asked: 40 %): {'; '.join(rates)}\n")
+
+
+def bench_dynamax(repeats: int) -> None:
+    """The E-step against dynamax's compiled smoother, on sequences of equal length (its counts are off on padding)."""
+    try:
+        jax = importlib.import_module("jax")
+        hmm_smoother = importlib.import_module("dynamax.hidden_markov_model").hmm_smoother
+    except ImportError:
+        print("dynamax: not installed; pip install dynamax 'jax[cpu]' to compare\n")
+        return
+    if not has_hmmlearn("dynamax"):
+        return
+    jax.config.update("jax_enable_x64", True)
+    rows = []
+    for states, asked in {4: 4.5, 16: 13, 64: 11, 256: 25}.items():
+        count = 1000 if states < 256 else 100
+        work = chains(states, None, [60] * count)
+        emission, y = work.model.emission, torch.stack([torch.as_tensor(y[:, 0]) for y in work.sequences])
+        with torch.no_grad():
+            log = jax.numpy.asarray(emission.log_likelihood(y, None, None, emission.constants()).numpy())
+        initial, transition = (jax.numpy.asarray(x) for x in (work.peer.startprob_, work.peer.transmat_))
+        smoother = jax.jit(jax.vmap(lambda each, pi=initial, a=transition: hmm_smoother(pi, a, each)))
+
+        def theirs(smoother: Any = smoother, log: Any = log) -> Any:
+            return jax.block_until_ready(smoother(log))
+
+        agree(f"dynamax, K = {states}", work.expect(), float(theirs().marginal_loglik.sum()))
+        rows.append([f"{count} of 60 symbols, K = {states}", f"{asked}x", *beside(work.expect, theirs, 1.0, repeats)])
+    table("E-step against dynamax's smoother, compiled and warm, float64", COLUMNS, rows)
 
 
 def bench_viterbi(repeats: int) -> None:
@@ -408,6 +438,7 @@ BENCHMARKS: dict[str, Callable[[int], None]] = {
     "train": bench_train,
     "rungs": bench_rungs,
     "estep": bench_estep,
+    "dynamax": bench_dynamax,
     "viterbi": bench_viterbi,
     "em": bench_em,
     "import": bench_import,
