@@ -114,7 +114,7 @@ class Check(NamedTuple):
         Returns:
             The matplotlib figure.
         """
-        from statespan.checking_plots import plot_check
+        from statespan.plots.checking import plot_check
 
         return plot_check(self, column)
 
