@@ -18,7 +18,20 @@ from statespan.kernels import recurrence as _recurrence_kernel  # noqa: F401
 from statespan.kernels import recurrent as _recurrent_kernels  # noqa: F401
 from statespan.ladder.rungs import LADDER, elman, gru, jordan, ladder, lstm
 from statespan.method import Method, register, registered, run, scan
-from statespan.methods import Checkpointed, Forward, Kalman, MaxProduct, ParticleFilter, Recurrent, method_for
+from statespan.methods import (
+    Checkpointed,
+    Cubature,
+    Forward,
+    GaussHermite,
+    Kalman,
+    Linearised,
+    MaxProduct,
+    ParticleFilter,
+    Recurrent,
+    Taylor,
+    Unscented,
+    method_for,
+)
 from statespan.model import StateSpace
 from statespan.parameters import free_parameters, summary
 from statespan.part import Part
@@ -58,6 +71,7 @@ from statespan.parts.initial import Start, Stationary
 from statespan.parts.inputs import Generator, Regimes, SoftmaxStart, SoftmaxTransition
 from statespan.parts.linear import Linear, Modulated, Scheduled
 from statespan.parts.low_rank import LowRank
+from statespan.parts.nonlinear import NonlinearGaussian
 from statespan.parts.orders import HigherOrder
 from statespan.parts.sparse import Sparse
 from statespan.selection import align, compare, select_states
@@ -79,6 +93,7 @@ __all__ = [
     "Categorical",
     "Chain",
     "Checkpointed",
+    "Cubature",
     "Dense",
     "Diffuse",
     "DiffuseStart",
@@ -92,6 +107,7 @@ __all__ = [
     "Forward",
     "FreeDurations",
     "Gamma",
+    "GaussHermite",
     "Gaussian",
     "GaussianBelief",
     "GaussianMixture",
@@ -102,6 +118,7 @@ __all__ = [
     "Kalman",
     "Linear",
     "LinearRegression",
+    "Linearised",
     "LogNormal",
     "LogisticRegression",
     "LowRank",
@@ -111,6 +128,7 @@ __all__ = [
     "Multinomial",
     "NegativeBinomial",
     "NegativeBinomialDurations",
+    "NonlinearGaussian",
     "NormalStart",
     "OnlineEM",
     "Part",
@@ -138,6 +156,8 @@ __all__ = [
     "StationaryStart",
     "Stream",
     "StudentT",
+    "Taylor",
+    "Unscented",
     "VonMises",
     "__version__",
     "ages",

@@ -1,6 +1,7 @@
 """What a part is: a conditional distribution as an nn.Module, and the interfaces that methods ask of it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -307,15 +308,39 @@ class GaussianInitial(ABC):
         """The belief about z_1 for B sequences."""
 
 
-class LinearPart(ABC):
-    """A transition or an emission that is affine with normal noise."""
+class NonlinearPart(ABC):
+    """A transition or an emission with normal noise about a function of the state."""
 
     autoregressive: ClassVar[bool] = False
     event: Event
 
     @abstractmethod
+    def moments(self, z: Tensor, u: Tree) -> tuple[Tensor, Tensor]:
+        """Mean (..., E) and a root of the noise's covariance, (E, M) or (..., E, M): states (..., D), inputs (..., U).
+
+        Taylor's rule runs it under `torch.func.jvp`, so it may not change tensors in place.
+        """
+
+    def approximate(self, rule: Callable[..., Affine], belief: Gaussian, u: Tree) -> Affine:
+        """The affine part that stands for this one under a normal belief (..., D), by a rule such as `Unscented`."""
+        return rule(self.moments, belief, u)
+
+
+class LinearPart(NonlinearPart):
+    """A transition or an emission that is affine with normal noise."""
+
+    @abstractmethod
     def affine(self, u: Tree) -> Affine:
         """A, b and the noise's scale under inputs (..., U)."""
+
+    def moments(self, z: Tensor, u: Tree) -> tuple[Tensor, Tensor]:
+        """A z + b, and the scale."""
+        affine = self.affine(u)
+        return (affine.matrix @ z[..., None])[..., 0] + affine.offset, affine.scale
+
+    def approximate(self, rule: Callable[..., Affine], belief: Gaussian, u: Tree) -> Affine:
+        """Itself, whatever the rule."""
+        return self.affine(u)
 
 
 # ------------------------------------------------------------------------------------------------- cells

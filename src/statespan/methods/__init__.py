@@ -7,6 +7,8 @@ from statespan.method import Method, lacks
 from statespan.methods.checkpointed import Checkpointed
 from statespan.methods.forward import Forward
 from statespan.methods.kalman import Kalman
+from statespan.methods.linearisation import Cubature, GaussHermite, Taylor, Unscented
+from statespan.methods.linearised import Linearised
 from statespan.methods.max_product import MaxProduct
 from statespan.methods.particle import ParticleFilter
 from statespan.methods.recurrent import Recurrent
@@ -14,8 +16,8 @@ from statespan.methods.recurrent import Recurrent
 if TYPE_CHECKING:
     from statespan.model import StateSpace
 
-DEFAULTS: tuple[type[Method], ...] = (Forward, Kalman, Recurrent, ParticleFilter)
-"""The order of choice: finite, linear Gaussian, cell, particles."""
+DEFAULTS: tuple[type[Method], ...] = (Forward, Kalman, Linearised, Recurrent, ParticleFilter)
+"""The order of choice: finite, linear Gaussian, nonlinear Gaussian, cell, particles."""
 
 
 def method_for(model: "StateSpace") -> Method:
@@ -44,11 +46,16 @@ def check(method: Any, model: "StateSpace") -> Method:
 __all__ = [
     "DEFAULTS",
     "Checkpointed",
+    "Cubature",
     "Forward",
+    "GaussHermite",
     "Kalman",
+    "Linearised",
     "MaxProduct",
     "ParticleFilter",
     "Recurrent",
+    "Taylor",
+    "Unscented",
     "check",
     "method_for",
 ]

@@ -235,20 +235,8 @@ class Kalman(Method):
         trace = run(model, self, blank, belief, ("filtered", "log_prob"), prepared=prepared)
         filtered, log_prob = trace.filtered, trace.log_prob
         assert log_prob is not None
-        head = tree_map(lambda x: x[:-1], filtered)
-        steps = reverse(head, _moves_after(prepared.moves))
         inside = None if prepared.lengths is None else blank.within[1:]
-        smoothed = [tree_map(lambda x: x[-1], filtered)]
-        for t in range(shape[0] - 2, -1, -1):
-            now = follow(tree_map(lambda x, t=t: x[t], steps), smoothed[-1])
-            if inside is not None:
-                now = tree_map(lambda a, b, t=t: torch.where(_wide(inside[t], a), a, b[t]), now, head)
-            smoothed.append(now)
-        whole = stack(smoothed[::-1])
-        if not pairs:
-            return Hindsight(whole, None, log_prob)
-        joint = steps.gain @ (whole.scale[1:] @ whole.scale[1:].mT)
-        return Hindsight(whole, joint if inside is None else torch.where(_wide(inside, joint), joint, 0.0), log_prob)
+        return Hindsight(*sweep(filtered, _moves_after(prepared.moves), inside, pairs), log_prob)
 
     def breadth(self, model: Any) -> int:
         """The numbers of a covariance."""
@@ -288,11 +276,7 @@ class Kalman(Method):
         """C m + d, and for the missing part of a row what the rest of its noise says of it."""
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
         mean = self.smooth(model, prepared, None, data.shape).mean
-        emission, there = model.emission.affine(data.u), data.present
-        expected = apply(emission.matrix, mean) + emission.offset
-        if there is None or there.dim() == 2:
-            return expected
-        return expected + apply(told_noise(emission, there), torch.where(there, data.y - expected, 0.0))
+        return filled(model.emission.affine(data.u), mean, data)
 
     def decode(self, model: Any, constants: Tree, data: Sequences, k: int) -> tuple[Tensor, None]:
         """The smoothed mean: of a joint normal it is the mode."""
@@ -303,11 +287,15 @@ class Kalman(Method):
 
     def emit(self, model: Any, constants: Tree, belief: Any, u: Tree) -> Normal:
         """N(C m + d, C P C' + R)."""
-        emission, state = model.emission.affine(u), belief.state
-        root = emission.matrix @ state.scale
-        covariance = root @ root.mT + emission.scale @ emission.scale.mT
-        mean = apply(emission.matrix, state.mean) + emission.offset
-        return Normal(mean, scale_tril=factor(covariance), validate_args=False)
+        return emitted(model.emission.affine(u), belief.state)
+
+
+def emitted(emission: Affine, belief: Any) -> Normal:
+    """N(C m + d, C P C' + R)."""
+    root = emission.matrix @ belief.scale
+    covariance = root @ root.mT + emission.scale @ emission.scale.mT
+    mean = apply(emission.matrix, belief.mean) + emission.offset
+    return Normal(mean, scale_tril=factor(covariance), validate_args=False)
 
 
 def _like(belief: Any, mean: Tensor, scale: Tensor, flat: Tensor | None) -> Any:
@@ -401,6 +389,14 @@ def told_noise(emission: Affine, there: Tensor) -> Tensor:
     return emission.scale @ torch.linalg.pinv(seen, rtol=_rounding(seen))
 
 
+def filled(emission: Affine, mean: Tensor, data: Sequences) -> Tensor:
+    """C m + d, and for the missing part of a row what the rest of its noise says of it: (T, B, E)."""
+    expected, there = apply(emission.matrix, mean) + emission.offset, data.present
+    if there is None or there.dim() == 2:
+        return expected
+    return expected + apply(told_noise(emission, there), torch.where(there, data.y - expected, 0.0))
+
+
 def complete(
     emission: Affine, data: Sequences, mean: Tensor, covariance: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -481,3 +477,27 @@ def follow(step: Reversed, later: Any) -> Any:
         told = size[..., :width] > size[..., :1] * _rounding(flat)
         flat = left[..., :width] * (size[..., :width] * told)[..., None, :]
     return Diffuse(mean, scale, flat)
+
+
+def sweep(filtered: Any, moves: Affine, inside: Tensor | None, pairs: bool) -> tuple[Any, Tensor | None]:
+    """Smoothed beliefs (T, B, ...) from filtered ones, and with `pairs` cov(z_t, z_{t+1} | y), zero past each end.
+
+    Args:
+        filtered: beliefs, (T, B, ...).
+        moves: the moves into t = 2 ... T, with time in front or none.
+        inside: (T - 1, B), whether t = 2 ... T lies within the sequence; None: all do.
+        pairs: whether the covariances are wanted.
+    """
+    head = tree_map(lambda x: x[:-1], filtered)
+    steps = reverse(head, moves)
+    smoothed = [tree_map(lambda x: x[-1], filtered)]
+    for t in range(len(filtered.mean) - 2, -1, -1):
+        now = follow(tree_map(lambda x, t=t: x[t], steps), smoothed[-1])
+        if inside is not None:
+            now = tree_map(lambda a, b, t=t: torch.where(_wide(inside[t], a), a, b[t]), now, head)
+        smoothed.append(now)
+    whole = stack(smoothed[::-1])
+    if not pairs:
+        return whole, None
+    joint = steps.gain @ (whole.scale[1:] @ whole.scale[1:].mT)
+    return whole, joint if inside is None else torch.where(_wide(inside, joint), joint, 0.0)
