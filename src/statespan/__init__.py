@@ -10,6 +10,7 @@ from statespan.belief import Gaussian as GaussianBelief
 from statespan.checking import check
 from statespan.errors import StatespanError
 from statespan.families import factorial_hmm, hmm, linear_gaussian, semi_markov
+from statespan.families_switching import markov_switching
 from statespan.files import load
 from statespan.fit import EM, LBFGS, SGD, VI, Chain, OnlineEM
 from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
@@ -64,6 +65,7 @@ from statespan.parts.emissions import (
     VonMises,
 )
 from statespan.parts.emissions import ProductEmission as Product
+from statespan.parts.emissions.switching import SwitchingRegression, lagged
 from statespan.parts.factorial import Factorial, FactorialStart
 from statespan.parts.finite import Dense, banded, left_to_right
 from statespan.parts.gaussian_initial import DiffuseStart, NormalStart, StationaryStart
@@ -72,6 +74,7 @@ from statespan.parts.inputs import Generator, Regimes, SoftmaxStart, SoftmaxTran
 from statespan.parts.linear import Linear, Modulated, Scheduled
 from statespan.parts.low_rank import LowRank
 from statespan.parts.nonlinear import NonlinearGaussian
+from statespan.parts.memory import Remembering, RememberingStart, StationaryUnder
 from statespan.parts.orders import HigherOrder
 from statespan.parts.sparse import Sparse
 from statespan.selection import align, compare, select_states
@@ -142,6 +145,8 @@ __all__ = [
     "Product",
     "Recurrent",
     "Regimes",
+    "Remembering",
+    "RememberingStart",
     "Scheduled",
     "SemiMarkov",
     "Sequences",
@@ -154,8 +159,10 @@ __all__ = [
     "StatespanError",
     "Stationary",
     "StationaryStart",
+    "StationaryUnder",
     "Stream",
     "StudentT",
+    "SwitchingRegression",
     "Taylor",
     "Unscented",
     "VonMises",
@@ -177,11 +184,13 @@ __all__ = [
     "hmm",
     "jordan",
     "ladder",
+    "lagged",
     "left_to_right",
     "level",
     "linear_gaussian",
     "load",
     "lstm",
+    "markov_switching",
     "method_for",
     "register",
     "registered",

@@ -184,16 +184,17 @@ def best_ways(score: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stationary(table: Tensor) -> Tensor:
-    """Solve pi A = pi, sum of pi = 1, for a stochastic matrix A (K, K).
+    """Solve pi A = pi, sum of pi = 1, for a stochastic matrix A (K, K), or several (..., K, K).
 
     Raises:
         StatespanError: the chain has more than one such distribution: it falls into parts that do not meet.
     """
-    eye = torch.eye(len(table), dtype=table.dtype, device=table.device)
-    solution, info = torch.linalg.solve_ex((eye - table + 1).mT, torch.ones_like(table[0]))
+    eye = torch.eye(table.shape[-1], dtype=table.dtype, device=table.device)
+    column, info = torch.linalg.solve_ex((eye - table + 1).mT, torch.ones_like(table[..., :1]))
+    solution = column[..., 0]
     with torch.no_grad():
-        wrong = (solution @ table - solution).abs().max() + (solution.sum() - 1).abs()
-        if int(info) or not bool(wrong < 1e3 * torch.finfo(table.dtype).eps ** 0.75):
+        wrong = ((column.mT @ table).mT - column).abs().max() + (solution.sum(-1) - 1).abs().max()
+        if bool((info != 0).any()) or not bool(wrong < 1e3 * torch.finfo(table.dtype).eps ** 0.75):
             raise StatespanError(
                 "the transition has no single stationary distribution: its states fall into sets that do not reach "
                 "each other; give initial= instead"
@@ -251,6 +252,9 @@ class FiniteEmission(ABC):
     `u` are the inputs of each step; for an emission that looks back (`lags` above 0) a pair: the inputs, and the `lags`
     observations before each step, (T, B, lags, D), the latest first.
 
+    An emission that is `expanded` tells the chain's own states apart where these are more than the public ones (a
+    regression that looks back on past regimes): K below is then how many those are.
+
     For EM it also has `statistics(y, u, weights, observed)`, sums under state weights (T, B, K) that add up over
     batches, and `maximize(stats)`. `begin(y, u, observed)` starts it from the data.
     """
@@ -258,6 +262,7 @@ class FiniteEmission(ABC):
     event: Event
     states: int | None
     lags: int = 0
+    expanded: bool = False
 
     @abstractmethod
     def constants(self) -> Tree:

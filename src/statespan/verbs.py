@@ -1,7 +1,7 @@
 """The verbs, each written once, over any model and method."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -188,13 +188,19 @@ def forecast_from(
     wide = tree_map(lambda x: x.repeat_interleave(samples, 1), inputs)
     drawn = list(simulate(model, method, constants, many, steps, batch * samples, wide))
     draws = torch.stack([d.y for d in drawn]).unflatten(1, (batch, samples)).movedim((2, 1, 0), (0, 1, 2))
-    if not method.exact_ahead(model):
-        each = [d.distribution for d in drawn]
-        return Forecast(_mean_of(each, (batch, samples)) or Empirical(draws), draws, layout, False)
-    blank = Sequences(observed=torch.zeros(steps, batch, dtype=torch.bool, device=_device(model)), u=inputs)
-    predicted = run(model, method, blank, last, ("predicted",), constants).predicted
-    ahead = tree_map(lambda x: x.transpose(0, 1), (predicted, inputs))
-    return Forecast(method.emit(model, constants, *ahead), draws, layout, True)
+
+    def formula(steps: int, inputs: Any) -> Distribution:
+        blank = Sequences(observed=torch.zeros(steps, batch, dtype=torch.bool, device=_device(model)), u=inputs)
+        predicted = run(model, method, blank, last, ("predicted",), constants).predicted
+        return method.emit(model, constants, *tree_map(lambda x: x.transpose(0, 1), (predicted, inputs)))
+
+    # What an emission looks back on is known one step ahead, and no further.
+    next_one = method.exact(model) and not method.exact_ahead(model)
+    if method.exact_ahead(model) or (next_one and steps == 1):
+        return Forecast(formula(steps, inputs), draws, layout, True)
+    each = [d.distribution for d in drawn]
+    first = formula(1, tree_map(lambda x: x[:1], inputs)) if next_one else None
+    return Forecast(_mean_of(each, (batch, samples)) or Empirical(draws, first), draws, layout, False)
 
 
 def _mean_of(each: list[Distribution], shape: tuple[int, int]) -> Categorical | None:
@@ -206,11 +212,19 @@ def _mean_of(each: list[Distribution], shape: tuple[int, int]) -> Categorical | 
 
 
 class Empirical(torch.distributions.Distribution):
-    """The distribution that puts equal weight on draws (S, ...)."""
+    """The distribution that puts equal weight on draws (S, N, steps, ...), but for the first step's if that is known.
 
-    def __init__(self, draws: Tensor):
+    Args:
+        draws: (S, N, steps, ...).
+        first: the distribution of the first step, (N, 1), for its moments.
+    """
+
+    def __init__(self, draws: Tensor, first: Distribution | None = None):
         super().__init__(draws.shape[1:], validate_args=False)
-        self.draws = draws
+        self.draws, self.first = draws, first
+
+    def _moments(self, drawn: Tensor, known: Callable[[Distribution], Tensor]) -> Tensor:
+        return drawn if self.first is None else torch.cat([known(self.first).to(drawn), drawn[:, 1:]], 1)
 
     @property
     def arg_constraints(self) -> dict[str, Any]:
@@ -220,12 +234,12 @@ class Empirical(torch.distributions.Distribution):
     @property
     def mean(self) -> Tensor:
         """The mean of the draws."""
-        return self.draws.mean(0)
+        return self._moments(self.draws.mean(0), lambda first: first.mean)
 
     @property
     def variance(self) -> Tensor:
         """The variance of the draws."""
-        return self.draws.var(0)
+        return self._moments(self.draws.var(0), lambda first: first.variance)
 
 
 def sample(

@@ -17,7 +17,7 @@ def unused_states(initial: Tree, transition: Tree, owners: Tensor | None) -> lis
     if initial.dim() != 1 or transition.shape != (len(initial), len(initial)):
         return []
     visits = initial + transition.sum(0)
-    if owners is not None:
+    if owners is not None and len(owners) == len(visits):
         visits = visits.new_zeros(int(owners.max()) + 1).index_add(0, owners, visits)
     return [
         f"state {k} is hardly used: {float(visits[k]):.3g} steps expected in it; its parameters mean little"

@@ -58,6 +58,9 @@ def prepare_likelihood(model: Any, constants: Constants, data: Sequences) -> Lik
     """The likelihood of every step; ones where nothing is observed, zeros off a labelled state."""
     owners, states = model.transition.owners, model.transition.public_states
     excluded = None if data.states is None else _excluded(data.states, states)
+    if model.emission.expanded and owners is not None:
+        excluded = None if excluded is None else excluded[..., owners]
+        owners, states = None, model.transition.states
     u, there, recent = look_back(model, data)
     if data.y is None:
         value = constants.initial.new_ones(*data.shape, states)
@@ -136,6 +139,11 @@ def public(transition: Any, probs: Tensor) -> Tensor:
         return probs
     out = probs.new_zeros(*probs.shape[:-1], transition.public_states)
     return out.index_add(-1, transition.owners, probs)
+
+
+def told_apart(model: Any, probs: Tensor) -> Tensor:
+    """Probabilities of the chain's states as those that the emission tells apart: its own, or the public ones."""
+    return probs if model.emission.expanded else public(model.transition, probs)
 
 
 def _excluded(labels: Tensor, states: int) -> Tensor:

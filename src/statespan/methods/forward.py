@@ -18,6 +18,7 @@ from statespan.methods.finite import (
     finite_prepare,
     look_back,
     public,
+    told_apart,
 )
 from statespan.methods.max_product import MaxProduct
 from statespan.sequences import Sequences
@@ -132,7 +133,7 @@ class Forward(Method):
 
     def emit(self, model: Any, constants: Constants, belief: Any, u: Tree) -> Distribution:
         """The mixture of the states' emissions: exact."""
-        probs = public(model.transition, belief.state.probs)
+        probs = told_apart(model, belief.state.probs)
         if model.emission.lags:
             fed, event = belief.fed, model.emission.event
             blank = probs.new_zeros(*probs.shape[:-1], model.emission.lags, event.dim or 1)
@@ -163,7 +164,7 @@ class Forward(Method):
         if model.transition.autoregressive:
             return _fill_by_trial(model, self, constants, data)
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        posterior = public(model.transition, self.smooth(model, prepared, None, data.shape).probs)
+        posterior = told_apart(model, self.smooth(model, prepared, None, data.shape).probs)
         return model.emission.fill(data.y, look_back(model, data)[0], data.present, posterior)
 
 
@@ -171,7 +172,7 @@ class Forward(Method):
 def statistics_of(model: Any, data: Sequences, first: Tensor, posterior: Tensor, counts: Tree) -> Statistics:
     """What the parts' M-steps need: from first states (B, K), states (T, B, K) and moves, a tree like the tables."""
     u, there, _ = look_back(model, data)
-    weights = public(model.transition, posterior)
+    weights = told_apart(model, posterior)
     if data.powers is not None:
         weights = weights * data.powers[..., None]
     if there is not None:
