@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from statespan.kernels.viterbi import max_product
+from statespan.kernels import viterbi
 
 
 @pytest.fixture
@@ -18,6 +18,19 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+def max_product(
+    log_initial: Tensor, log_table: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """By a row for every step."""
+    return viterbi.max_product(log_initial, log_table, *as_rows(log_likelihood), lengths)
+
+
+def as_rows(log_likelihood: Tensor) -> tuple[Tensor, Tensor]:
+    """A row for every step (T, B, K), and which is whose."""
+    steps = log_likelihood.shape[:2]
+    return log_likelihood.flatten(0, 1), torch.arange(steps.numel()).view(steps)
 
 
 def plain(
@@ -145,16 +158,28 @@ def test_padding_may_hold_anything() -> None:
     assert again.equal(score) and same.equal(path)
 
 
+def test_steps_share_rows() -> None:
+    log_initial, log_table, rows, lengths = example(9, 20, 6, torch.float64, True)
+    index = torch.randint(0, 20, (9, 20), generator=torch.Generator().manual_seed(0))
+    score, path = viterbi.max_product(log_initial, log_table, rows[0], index, lengths)
+    expected, expected_path = plain(log_initial, log_table, rows[0][index], lengths)
+    assert score.equal(expected)
+    assert path[:, expected > -math.inf].equal(expected_path[:, expected > -math.inf])
+
+
 def test_wrong_arguments() -> None:
     log_initial, log_table, log_likelihood, _ = example(4, 3, 5, torch.float64, False)
+    rows, index = as_rows(log_likelihood)
     with pytest.raises(ValueError, match=r"log_table must be \(5, 5\)"):
-        max_product(log_initial, log_table[:4], log_likelihood)
+        viterbi.max_product(log_initial, log_table[:4], rows, index)
     with pytest.raises(ValueError, match="float64"):
-        max_product(log_initial.float(), log_table, log_likelihood)
-    with pytest.raises(ValueError, match="int64"):
-        max_product(log_initial, log_table, log_likelihood, torch.ones(3))
-    with pytest.raises(ValueError, match=r"\(T, B, K\)"):
-        max_product(log_initial, log_table, log_likelihood[0])
+        viterbi.max_product(log_initial.float(), log_table, rows, index)
+    with pytest.raises(ValueError, match="lengths must be"):
+        viterbi.max_product(log_initial, log_table, rows, index, torch.ones(3))
+    with pytest.raises(ValueError, match=r"rows must be \(N, K\)"):
+        viterbi.max_product(log_initial, log_table, rows[0], index)
+    with pytest.raises(ValueError, match=r"index must be \(T, B\)"):
+        viterbi.max_product(log_initial, log_table, rows, index.int())
 
 
 def test_it_has_no_gradient() -> None:
@@ -166,4 +191,6 @@ def test_it_has_no_gradient() -> None:
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("ragged", [False, True])
 def test_opcheck(ragged: bool) -> None:
-    torch.library.opcheck(torch.ops.statespan.max_product, example(4, 3, 5, torch.float64, ragged))
+    log_initial, log_table, log_likelihood, lengths = example(4, 3, 5, torch.float64, ragged)
+    arguments = (log_initial, log_table, *as_rows(log_likelihood), lengths)
+    torch.library.opcheck(torch.ops.statespan.max_product, arguments)

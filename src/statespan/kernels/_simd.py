@@ -401,12 +401,13 @@ def index_larger(typing: Any, candidate: Any, best: Any, index: Any, indices: An
 
 @intrinsic
 def store_index(typing: Any, array: Any, index: Any, value: Any) -> Any:
-    """Writes a vector of indices into an array of smaller integers."""
+    """Writes a vector of indices into an array of integers of their size or a smaller one."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         small = ir.VectorType(ir.IntType(array.dtype.bitwidth), values[2].type.count)
         address = _address(context, builder, array, values[0], values[1], small)
-        builder.store(builder.trunc(values[2], small), address, align=array.dtype.bitwidth // 8)
+        number = values[2] if values[2].type.element.width == array.dtype.bitwidth else builder.trunc(values[2], small)
+        builder.store(number, address, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), code

@@ -79,6 +79,7 @@ def viterbi(
         shared = torch.where(torch.arange(length)[:, None] < prepared.lengths, shared, 0.0)
     with torch.no_grad():
         table, log = prepared.moves.tables.value.log(), likelihood.value.log()
-        score, path = max_product(initial, table, log, prepared.lengths)
+        index = torch.arange(length * batch).view(length, batch)
+        score, path = max_product(initial, table, log.flatten(0, 1), index, prepared.lengths)
         score = (score + shared.sum(0)).to(score.dtype)
     return Trace(paths=(path[..., None], score[:, None]))

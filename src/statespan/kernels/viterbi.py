@@ -21,60 +21,62 @@ def _jit() -> ModuleType:
 
 
 def _max_product(
-    log_initial: Tensor, log_table: Tensor, log_likelihood: Tensor, lengths: Tensor | None
+    log_initial: Tensor, log_table: Tensor, rows: Tensor, index: Tensor, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    steps, batch, K = log_likelihood.shape
-    log_initial, log_table, log_likelihood = (x.detach().contiguous() for x in (log_initial, log_table, log_likelihood))
-    score = log_likelihood.new_zeros(batch)
-    path = torch.empty(steps, batch, dtype=torch.int64)
-    if log_likelihood.numel() == 0:
-        return score, path
-    width = 64 // log_likelihood.element_size()
+    (steps, batch), K = index.shape, rows.shape[1]
+    log_initial, log_table, rows = (x.detach().contiguous() for x in (log_initial, log_table, rows))
+    score = rows.new_zeros(batch)
+    path = torch.empty(batch, steps, dtype=torch.int64)  # sequence by sequence, as is the index
+    if index.numel() == 0 or K == 0:
+        return score, path.T
+    index = index.T.contiguous()
+    width = 64 // rows.element_size()
     jit = _jit()
-    work = log_likelihood.numel() * K
+    work = index.numel() * K * K
     threads = torch.get_num_threads() if work > 200_000 else 1
     into = log_table.t().contiguous()
     outputs = [x.numpy() for x in (score, path)]
     if 2 * batch <= width:
         ends = [steps] * batch if lengths is None else lengths.clamp(0, steps).tolist()
         panels = shared.panels(log_table, -torch.inf, 2 * width)
-        inputs = [x.numpy() for x in (log_initial, panels, into, log_likelihood)]
+        inputs = [x.numpy() for x in (log_initial, panels, into, rows, index)]
         shared.parallel(lambda b: jit.best_rows(b, ends[b], *inputs, *outputs), batch, threads)
-        return score, path
+        return score, path.T
     order, lengths = shared.longest_first(lengths, steps, batch)
     panels = shared.panels(log_table, -torch.inf)
-    inputs = [x.numpy() for x in (order, lengths, log_initial, panels, into, log_likelihood)]
+    inputs = [x.numpy() for x in (order, lengths, log_initial, panels, into, rows, index)]
     ranges = shared.pieces((batch + width - 1) // width, 4 * threads if threads > 1 else 1)
     shared.parallel(lambda i: jit.best_lanes(*ranges[i], *inputs, *outputs), len(ranges), threads)
-    return score, path
+    return score, path.T
 
 
 def _fake(
-    log_initial: Tensor, log_table: Tensor, log_likelihood: Tensor, lengths: Tensor | None
+    log_initial: Tensor, log_table: Tensor, rows: Tensor, index: Tensor, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    steps, batch, _ = log_likelihood.shape
-    return log_likelihood.new_empty(batch), log_likelihood.new_empty(steps, batch, dtype=torch.int64)
+    steps, batch = index.shape
+    return rows.new_empty(batch), index.new_empty(batch, steps).T
 
 
 shared.define(
-    "max_product(Tensor log_initial, Tensor log_table, Tensor log_likelihood, Tensor? lengths) -> (Tensor, Tensor)",
+    "max_product(Tensor log_initial, Tensor log_table, Tensor rows, Tensor index, Tensor? lengths) -> (Tensor, Tensor)",
     _max_product,
     _fake,
 )
 
 
 def max_product(
-    log_initial: Tensor, log_table: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
+    log_initial: Tensor, log_table: Tensor, rows: Tensor, index: Tensor, lengths: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The most probable path of every sequence and its joint log-probability.
 
-    max over z of log_initial(z_1) + sum_t log_likelihood_t(z_t) + sum_t log_table(z_{t-1}, z_t). Ties go to the lower
+    max over z of log_initial(z_1) + sum_t rows[index_t](z_t) + sum_t log_table(z_{t-1}, z_t). Ties go to the lower
     state, from the last step backwards. No gradient.
 
     Args:
         log_initial: (B, K), float32 or float64; -inf is allowed here and below.
         log_table: (K, K), row i the log-probabilities of the next state after state i.
-        log_likelihood: (T, B, K), log p(y_t | state).
+        rows: (N, K), log p(y | state) of N observations: of every step, or of every symbol there is.
+        index: (T, B) int64, which of the rows each step observes; within a sequence's length from 0 to N - 1.
         lengths: (B,) int64, own length of every sequence; T where not given.
 
     Returns:
@@ -91,27 +93,26 @@ def max_product(
     Example:
         >>> initial = torch.tensor([[0.5, 0.5]]).log()
         >>> table = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log()
-        >>> likelihood = torch.tensor([[[0.1, 0.6]], [[0.1, 0.6]]]).log()
-        >>> score, path = max_product(initial, table, likelihood)
+        >>> symbol = torch.tensor([[0.1, 0.6]]).log()
+        >>> score, path = max_product(initial, table, symbol, torch.tensor([[0], [0]]))
         >>> path.T.tolist(), round(score.exp().item(), 3)
         ([[1, 1]], 0.144)
     """
-    if log_likelihood.dim() != 3 or log_likelihood.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            "log_likelihood must be (T, B, K) float32 or float64,"
-            f" not {tuple(log_likelihood.shape)} {log_likelihood.dtype}"
-        )
-    steps, batch, K = log_likelihood.shape
+    if rows.dim() != 2 or rows.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"rows must be (N, K) float32 or float64, not {tuple(rows.shape)} {rows.dtype}")
+    if index.dim() != 2 or index.dtype != torch.int64:
+        raise ValueError(f"index must be (T, B) int64, not {tuple(index.shape)} {index.dtype}")
+    batch, K = index.shape[1], rows.shape[1]
     expected = {
-        "log_initial": (log_initial, (batch, K), log_likelihood.dtype),
-        "log_table": (log_table, (K, K), log_likelihood.dtype),
+        "log_initial": (log_initial, (batch, K), rows.dtype),
+        "log_table": (log_table, (K, K), rows.dtype),
         "lengths": (lengths, (batch,), torch.int64),
     }
     for name, (value, shape, kind) in expected.items():
         if value is not None and (tuple(value.shape) != shape or value.dtype != kind):
             raise ValueError(
-                f"{name} must be {shape} {kind} with log_likelihood {(steps, batch, K)},"
+                f"{name} must be {shape} {kind} with index {tuple(index.shape)} and rows {tuple(rows.shape)},"
                 f" not {tuple(value.shape)} {value.dtype}"
             )
     with torch.no_grad():
-        return torch.ops.statespan.max_product(log_initial, log_table, log_likelihood, lengths)
+        return torch.ops.statespan.max_product(log_initial, log_table, rows, index, lengths)
