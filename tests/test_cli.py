@@ -167,7 +167,7 @@ def inline(monkeypatch):
         monkeypatch.setattr(worker, "say", said.append, raising=False)
         for entry in sorted(entries, key=lambda e: -seconds[e.name]):
             yield workers.Started(entry.name)
-            ended = worker.train(entry)
+            ended = worker.train(entry, 0)
             yield from said
             said.clear()
             yield ended

@@ -224,7 +224,7 @@ def _chain(x: Any, name: str, rank: int, part: Callable[..., Any], given: list[t
 def _held_or_given(table: Any, name: str, rank: int, part: Callable[..., Any]) -> tuple[Any, Any]:
     """A part that holds the numbers of a table with NaN; or None and the table, for the part to start from."""
     numbers = as_fixed(table)
-    if numbers.dim() == 2 and numbers.shape[0] != numbers.shape[1]:
+    if rank == numbers.dim() == 2 and numbers.shape[0] != numbers.shape[1]:
         raise StatespanError(f"{name} is {tuple(numbers.shape)}; it must be square")
     if numbers.dim() == rank and bool(numbers.isnan().any()):
         return part(len(numbers), fixed=held_entries(numbers, tuple(numbers.shape), name)), None

@@ -11,7 +11,7 @@ from statespan.errors import StatespanError
 from statespan.kernels.gated import gated_push
 from statespan.part import FiniteTransition, Generative, MatrixTransition, Part
 from statespan.parts.priors import dirichlet, log_dirichlet, plain
-from statespan.parts.rows import Ties, as_fixed, as_lists, held_entries, shared_softmax, shares
+from statespan.parts.rows import Ties, as_fixed, held_entries, shared_softmax, shares
 from statespan.shapes import Float
 from statespan.tree import Shared, Tree
 
@@ -76,17 +76,6 @@ class Dense(Part, MatrixTransition, Generative):
         if ties is not None:
             self.ties = Ties(ties, states, self.fixed, "Dense(ties=)")
         self.logits = nn.Parameter(torch.randn(states, states) if self.ties is None else torch.randn(self.ties.size))
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The size, the prior, and what is held or tied as lists."""
-        more: dict[str, Any] = {"concentration": self.concentration, "sticky": self.sticky}
-        if self.states is None:
-            more["reach"] = self.reach
-        if self.fixed is not None:
-            more["fixed"] = as_lists(self.fixed)
-        if self.ties is not None:
-            more["ties"] = self.ties.labels.tolist()
-        return (self.states,), more
 
     def sized(self, states: int) -> "Dense":
         """The same transition for K states, if it has none yet."""
