@@ -70,8 +70,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
     steps = range(given.rolls)
     for axes, name in ((top, "what is known of the die"), (middle, "the rolls")):
-        axes.fill_between(steps, 0, 1, where=(truth == 1).numpy(), step="mid", color=COLOURS[1], alpha=0.25, linewidth=0,
-                          transform=axes.get_xaxis_transform(), label="the loaded die was in play")  # fmt: skip
+        loaded = {"where": (truth == 1).numpy(), "label": "the loaded die was in play"}
+        across = axes.get_xaxis_transform()
+        axes.fill_between(
+            steps, 0, 1, step="mid", color=COLOURS[1], alpha=0.25, linewidth=0, transform=across, **loaded
+        )
         axes.set_title(name, fontsize="small", loc="left")
         axes.set_xlim(0, given.rolls)
     top.plot(online.probs[:, 1].numpy(), color=COLOURS[2], linewidth=1, label="filter: at the time")

@@ -40,15 +40,9 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     y = eruptions()
     print(f"{len(y)} eruptions, {int(y[:, 1].isnan().sum())} without a duration")
 
-    bic, models = {}, {}
-    for states in range(1, given.most + 1):
-        model = ss.hmm(states=states, emission=ss.Gaussian(2), seed=0)
-        models[states] = model.fit(y, restarts=given.restarts, seed=0)
-        free = states**2 - 1 + states * 5  # initial and moves, two means and three covariances a state
-        bic[states] = -2 * float(model.log_prob(y).detach()) + free * torch.tensor(len(y)).log().item()
-        print(f"{states} states: BIC {bic[states]:.1f}")
-    best = min(bic, key=bic.__getitem__)
-    model = models[best]
+    found = ss.select_states(y, ss.Gaussian(2), states=range(1, given.most + 1), restarts=given.restarts)
+    print(found)
+    best, model = found.best_name, found.best
     for k, (mean, stay) in enumerate(zip(model.emission.mean.tolist(), model.transition.probs.diagonal(), strict=True)):
         print(f"state {k}: waits {mean[0]:.0f} min, erupts {mean[1]:.1f} min, stays with {stay.item():.2f}")
 
@@ -74,7 +68,7 @@ def main(arguments: list[str] | None = None) -> dict[str, object]:
     plt.gcf().savefig(given.out.with_stem(given.out.stem + "_states"), dpi=110)
     plt.close("all")
     print(f"pictures: {given.out}, {given.out.with_stem(given.out.stem + '_states')}")
-    return {"bic": bic, "inside": inside}
+    return {"best": best, "inside": inside}
 
 
 if __name__ == "__main__":
