@@ -95,11 +95,12 @@ class Method(ABC):
     """An inference method. Final classes below `methods/` implement it; each acts, none is configuration.
 
     `accepts` names the interface it needs of each part: (initial, transition, emission).
-    `scores_from` names the fields of `Trace` that `score` and `paths` read.
+    `scores_from` names the fields of `Trace` that `score` and `paths` read, `watches` those that `mend` does.
     """
 
     accepts: ClassVar[tuple[type, type, type]]
     scores_from: ClassVar[frozenset[str]] = frozenset()
+    watches: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def constants(self, model: "statespan.model.StateSpace") -> Tree:
@@ -182,6 +183,18 @@ class Method(ABC):
         """Log p(y_t | y_<t), (T, B) float64: what `update` gave, or in bulk where it gave None."""
         assert trace.log_prob is not None
         return trace.log_prob
+
+    def mend(
+        self, model: "statespan.model.StateSpace", prepared: Prepared, trace: Trace, belief: Any, kernel: bool
+    ) -> Trace:
+        """The trace with sequences made again that the fast way cannot do; as it is where there are none."""
+        return trace
+
+    def careful(
+        self, model: "statespan.model.StateSpace", prepared: Prepared, belief: Any, log_prob: Tensor | None
+    ) -> "tuple[Method, Prepared, Any]":
+        """The method for these sequences, what it reads, the belief carried in: itself, where it can do them all."""
+        return self, prepared, belief
 
     def paths(self, prepared: Prepared, trace: Trace) -> tuple[Tensor, Tensor]:
         """The best paths (T, B, k), -1 past each end, and their scores (B, k), where the method keeps pointers back."""
@@ -319,13 +332,9 @@ def run(
     if prepared is None:
         prepared = prepare(model, method, data, constants, belief)
     keep = frozenset(keep)
-    need = keep | method.scores_from if keep & {"log_prob", "paths"} else keep
-    trace = None
-    found = find_kernel(model, method) if kernel else None
-    if found and keep <= found.keeps and data.device.type in found.devices:
-        trace = found.run(model, method, prepared, length, batch, belief, need)
-    if trace is None:
-        trace = _run_scan(model, method, prepared, length, batch, belief, need)
+    need = keep | method.watches | (method.scores_from if keep & {"log_prob", "paths"} else frozenset())
+    trace = fastest(model, method, prepared, data.device, (length, batch), belief, keep, need, kernel)
+    trace = method.mend(model, prepared, trace, belief, kernel)
     if "log_prob" in keep:
         log_prob = method.score(model, prepared, trace, data)
         if data.lengths is not None:
@@ -334,6 +343,26 @@ def run(
     if "paths" in keep and trace.paths is None:
         trace = trace._replace(paths=method.paths(prepared, trace))
     return Trace(**{name: getattr(trace, name) for name in keep})
+
+
+def fastest(
+    model: "statespan.model.StateSpace",
+    method: Method,
+    prepared: Prepared,
+    device: torch.device,
+    shape: tuple[int, int],
+    belief: Any,
+    keep: frozenset[str],
+    need: frozenset[str],
+    kernel: bool = True,
+) -> Trace:
+    """By the registered kernel that can keep what is asked for, else by the scan."""
+    found = find_kernel(model, method) if kernel else None
+    if found and keep <= found.keeps and device.type in found.devices:
+        trace = found.run(model, method, prepared, *shape, belief, need)
+        if trace is not None:
+            return trace
+    return _run_scan(model, method, prepared, *shape, belief, need)
 
 
 def weighted(log_prob: Float[Tensor, "T B"], weights: Tensor | None) -> Float[Tensor, " B"]:
@@ -423,7 +452,12 @@ def walk_back(
 ) -> Iterator[Any]:
     """Yield beliefs about z_T, ..., z_1 given everything; `choose` may replace each (by a draw, for sampled paths)."""
     length, batch = shape
-    filtered = [step.filtered for step in scan(model, method, prepared, length, batch, belief)]
+    steps = list(scan(model, method, prepared, length, batch, belief))
+    each = None if steps[0].log_prob is None else torch.stack([s.log_prob for s in steps if s.log_prob is not None])
+    other, prepared, belief = method.careful(model, prepared, belief, each)
+    if other is not method:
+        method, steps = other, list(scan(model, other, prepared, length, batch, belief))
+    filtered = [step.filtered for step in steps]
     moves = unstack(prepared.moves, length)
     later = choose(filtered[-1])
     yield later

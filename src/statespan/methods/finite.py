@@ -1,5 +1,6 @@
 """What the finite-state methods share: their tables, moves and likelihoods."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,6 +53,32 @@ class Likelihood(NamedTuple):
     value: Tensor
     log_scale: Tensor
     fed: Fed | None
+    log: Shared | None = None
+    """What makes log p(y_t | z_t = k) itself, where its exponential will not do; None: `value` is all there is."""
+
+    @property
+    def leaf(self) -> Tensor:
+        """What the posterior is a gradient by."""
+        return self.value
+
+    def with_leaf(self, leaf: Tensor, fed: Fed | None) -> "Likelihood":
+        """The same with another leaf, which is then all there is."""
+        return Likelihood(leaf, self.log_scale, fed)
+
+    def posterior(self, gradient: Tensor) -> Tensor:
+        """p(z_t = k | y) = likelihood x d log p / d likelihood."""
+        return self.value.detach() * gradient
+
+    @property
+    def logs(self) -> Tensor:
+        """The logarithm in float64 of what is there."""
+        return self.value.double().log() + self.log_scale[..., None]
+
+    def exactly(self) -> Tensor:
+        """Log p(y_t | z_t = k), (T, B, K) float64."""
+        if self.log is None:
+            return self.logs
+        return self.log.value().double()
 
 
 def prepare_likelihood(model: Any, constants: Constants, data: Sequences) -> Likelihood:
@@ -62,17 +89,16 @@ def prepare_likelihood(model: Any, constants: Constants, data: Sequences) -> Lik
         excluded = None if excluded is None else excluded[..., owners]
         owners, states = None, model.transition.states
     u, there, recent = look_back(model, data)
+    log = None
     if data.y is None:
         value = constants.initial.new_ones(*data.shape, states)
         log_scale = value.new_zeros(data.shape, dtype=torch.float64)
-    elif excluded is None and data.powers is None:
-        value, log_scale = model.emission.likelihood(data.y, u, data.present, constants.emission)
     else:
-        log = model.emission.log_likelihood(data.y, u, data.present, constants.emission)
-        if data.powers is not None:
-            # Without a density there is nothing to raise to a power: 0 times minus infinity is a NaN.
-            log = torch.where(data.powers[..., None] > 0, log * data.powers[..., None], 0.0)
-        value, log_scale = scaled(log if excluded is None else log.masked_fill(excluded, -torch.inf))
+        log = partial(_log_likelihood, model, constants, data, u, excluded)
+        if excluded is None and data.powers is None:
+            value, log_scale = model.emission.likelihood(data.y, u, data.present, constants.emission)
+        else:
+            value, log_scale = scaled(log())
     # Past a sequence's end a likelihood may be anything: nothing there is scored, and no gradient comes from there.
     if there is not None:
         value, log_scale = torch.where(there[..., None], value, 1.0), torch.where(there, log_scale, 0.0)
@@ -86,7 +112,26 @@ def prepare_likelihood(model: Any, constants: Constants, data: Sequences) -> Lik
         fed = Fed(model.transition.feed(y, data.u, constants.transition), data.observed, recent)
     elif recent is not None:
         fed = Fed(None, None, recent)
-    return Likelihood(value, log_scale, fed)
+    late = None if log is None else Shared(partial(_placed, log, there, excluded, owners))
+    return Likelihood(value, log_scale, fed, late)
+
+
+def _log_likelihood(model: Any, constants: Constants, data: Sequences, u: Tree, excluded: Tensor | None) -> Tensor:
+    """Of every step, raised to its power, minus infinity off a labelled state."""
+    log = model.emission.log_likelihood(data.y, u, data.present, constants.emission)
+    if data.powers is not None:
+        # Without a density there is nothing to raise to a power: 0 times minus infinity is a NaN.
+        log = torch.where(data.powers[..., None] > 0, log * data.powers[..., None], 0.0)
+    return log if excluded is None else log.masked_fill(excluded, -torch.inf)
+
+
+def _placed(log: Callable[[], Tensor], there: Tensor | None, excluded: Tensor | None, owners: Tensor | None) -> Tensor:
+    """Zero where nothing is observed, and each state's that of its owner."""
+    value = log()
+    if there is not None:
+        value = torch.where(there[..., None], value, 0.0)
+        value = value if excluded is None else value.masked_fill(excluded, -torch.inf)
+    return value if owners is None else value[..., owners]
 
 
 def look_back(model: Any, data: Sequences) -> tuple[Tree, Tensor | None, tuple[Tensor, Tensor] | None]:

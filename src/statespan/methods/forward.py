@@ -7,7 +7,18 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from statespan.belief import Discrete, with_fed
-from statespan.method import Expected, Method, Prepared, Statistics, closed_parts, find_kernel, run, scan
+from statespan.method import (
+    Expected,
+    Method,
+    Prepared,
+    Statistics,
+    Trace,
+    closed_parts,
+    fastest,
+    find_kernel,
+    run,
+    scan,
+)
 from statespan.methods.finite import (
     ACCEPTS,
     Constants,
@@ -20,6 +31,7 @@ from statespan.methods.finite import (
     public,
     told_apart,
 )
+from statespan.methods.logarithms import LogForward, in_logarithms, joined, lost, parted, plain
 from statespan.methods.max_product import MaxProduct
 from statespan.sequences import Sequences
 from statespan.shapes import Float
@@ -38,6 +50,7 @@ class Forward(Method):
     """
 
     accepts = ACCEPTS
+    watches = frozenset({"log_prob"})
 
     def exact(self, model: Any) -> bool:
         """Always."""
@@ -88,6 +101,33 @@ class Forward(Method):
         log_prob = torch.where(possible, scale.log().double(), -torch.inf) + likelihood.log_scale
         return with_fed(Discrete(joint / scale[:, None]), likelihood.fed), log_prob
 
+    def mend(self, model: Any, prepared: Prepared, trace: Trace, belief: Any, kernel: bool) -> Trace:
+        """Sequences whose scaled probabilities vanished, by logarithms."""
+        assert trace.log_prob is not None
+        which = lost(prepared.likelihoods, trace.log_prob, prepared.lengths)
+        if which is None:
+            return trace
+        keep = frozenset(name for name in Trace._fields if getattr(trace, name) is not None)
+
+        def again(method: Method, some: Prepared, before: Any, shape: tuple[int, int]) -> Trace:
+            device = trace.log_prob.device if trace.log_prob is not None else which.device
+            return fastest(model, method, some, device, shape, before, keep, keep, kernel)
+
+        pieces, order = parted(self, prepared, belief, which, again)
+        dtype = prepared.likelihoods.value.dtype
+        ends = [plain(piece.last, dtype) for piece in pieces]
+        steps = [Trace(plain(x.predicted, dtype), plain(x.filtered, dtype), log_prob=x.log_prob) for x in pieces]
+        return joined(steps, order, 1)._replace(last=joined(ends, order, 0))
+
+    def careful(
+        self, model: Any, prepared: Prepared, belief: Any, log_prob: Tensor | None
+    ) -> tuple[Method, Prepared, Any]:
+        """By logarithms, if scaled probabilities cannot do some of the sequences."""
+        if log_prob is None or lost(prepared.likelihoods, log_prob, prepared.lengths) is None:
+            return self, prepared, belief
+        every = torch.arange(log_prob.shape[1], device=log_prob.device)
+        return LogForward(self), *in_logarithms(prepared, belief, every)
+
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Discrete:
         """Likelihood times the gradient of log p: exact, through the scan or any kernel."""
         posterior, _, _ = expectations(model, self, prepared, belief, shape, counting=False)
@@ -101,8 +141,15 @@ class Forward(Method):
         Source:
             Rabiner 1989, equation 37.
         """
+        kept = list(scan(model, self, prepared, *shape, belief))
+        log_prob = torch.stack([step.log_prob for step in kept if step.log_prob is not None])
+        method, careful, before = self.careful(model, prepared, belief, log_prob)
+        if method is not self:
+            found, joint = method.smooth_pairs(model, careful, before, shape)
+            dtype = prepared.likelihoods.value.dtype
+            return plain(found, dtype), joint.to(dtype)
         smoothed = self.smooth(model, prepared, belief, shape).probs
-        steps = [step.filtered for step in scan(model, self, prepared, *shape, belief)]
+        steps = [step.filtered for step in kept]
         pairs, moves = [], unstack(prepared.moves, shape[0])
         for t, (now, move) in enumerate(zip(steps[:-1], moves[1:], strict=True)):
             predicted = self.predict(model, now, move).state.probs
@@ -238,30 +285,51 @@ def expectations(
     Source:
         Eisner, "Inside-outside and forward-backward algorithms are just backprop", 2016.
     """
-    likelihood = prepared.likelihoods
+    posterior, counts, log_prob = _by_gradient(
+        model, method, prepared._replace(weights=weights), belief, shape, counting
+    )
+    which = lost(prepared.likelihoods, log_prob, prepared.lengths)
+    if which is None:
+        return posterior, counts, log_prob
+
+    def again(by: Method, some: Prepared, before: Any, size: tuple[int, int]) -> tuple[Tensor, Tree, Tensor]:
+        return _by_gradient(model, by, some, before, size, counting)
+
+    pieces, order = parted(method, prepared._replace(weights=weights), belief, which, again)
+    posteriors, each, log_probs = zip(*pieces, strict=True)
+    posterior = joined([x.to(posterior) for x in posteriors], order, 1)
+    return posterior, joined(each, order, 1) if counting else counts, joined(log_probs, order, 1)
+
+
+def _by_gradient(
+    model: Any, method: Method, prepared: Prepared, belief: Any, shape: tuple[int, int], counting: bool
+) -> tuple[Tensor, Tree, Tensor]:
+    """`expectations` of sequences that one method can do."""
+    likelihood, weights = prepared.likelihoods, prepared.weights
     wanted = EXPECTED if counting else EXPECTED - {"counts"}
     found = find_kernel(model, method)
-    if found and wanted <= found.keeps and likelihood.value.device.type in found.devices:
+    leaf = likelihood.leaf
+    if found and wanted <= found.keeps and leaf.device.type in found.devices:
         with torch.no_grad():
-            trace = found.run(model, method, prepared._replace(weights=weights), *shape, belief, wanted)
+            trace = found.run(model, method, prepared, *shape, belief, wanted)
         if trace is not None:
             assert trace.posterior is not None and trace.log_prob is not None
             return trace.posterior, trace.counts, trace.log_prob
-    value = likelihood.value.detach().requires_grad_()
+    value = leaf.detach().requires_grad_()
     tables = leaves(prepared.moves.tables)
     free = [x.detach().requires_grad_(x.is_floating_point()) for x in tables]  # an index has no count
     moves = prepared.moves._replace(tables=replace_leaves(prepared.moves.tables, free))
     moves = moves._replace(initial=Shared(prepared.moves.initial.value.detach()))
     fed = tree_map(lambda x: x.detach(), likelihood.fed)
-    again = Prepared(moves, likelihood._replace(value=value, fed=fed), prepared.lengths)
+    again = Prepared(moves, likelihood.with_leaf(value, fed), prepared.lengths)
     data = Sequences(observed=torch.ones(shape, dtype=torch.bool, device=value.device), lengths=prepared.lengths)
     with torch.enable_grad():
         log_prob = run(model, method, data, belief, ("log_prob",), prepared=again).log_prob
         assert log_prob is not None
         possible = log_prob.isfinite()
         total = torch.where(possible, log_prob if weights is None else log_prob * weights, 0.0).sum()
-        leaf = [value, *(x for x in free if x.requires_grad)]
-        gradients = list(torch.autograd.grad(total, leaf, allow_unused=True, materialize_grads=True))
-    posterior = value.detach() * gradients.pop(0)
+        wrt = [value, *(x for x in free if x.requires_grad)]
+        gradients = list(torch.autograd.grad(total, wrt, allow_unused=True, materialize_grads=True))
+    posterior = likelihood.posterior(gradients.pop(0))
     counts = [x.detach() * gradients.pop(0) if x.requires_grad else x for x in free]
     return posterior, replace_leaves(prepared.moves.tables, counts), log_prob.detach()

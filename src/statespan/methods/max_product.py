@@ -8,10 +8,11 @@ from torch import Tensor
 from statespan.belief import Best, with_fed
 from statespan.errors import StatespanError
 from statespan.method import Method, Prepared, Trace, run
-from statespan.methods.finite import ACCEPTS, Constants, Likelihood, Moves, finite_constants, finite_prepare
+from statespan.methods.finite import ACCEPTS, Constants, Moves, finite_constants
+from statespan.methods.rows import Rows, prepare_rows
 from statespan.part import best_ways
 from statespan.sequences import Sequences
-from statespan.tree import Tree
+from statespan.tree import Shared, Tree
 
 
 class MaxProduct(Method):
@@ -42,9 +43,11 @@ class MaxProduct(Method):
         """Stochastic tables from logits."""
         return finite_constants(model)
 
-    def prepare(self, model: Any, constants: Constants, data: Sequences) -> tuple[Moves, Likelihood]:
-        """Tables, and the likelihood of every step."""
-        return finite_prepare(model, constants, data)
+    def prepare(self, model: Any, constants: Constants, data: Sequences) -> tuple[Moves, Rows]:
+        """Tables, and the log-likelihood of every step: nothing vanishes that an exponential would lose."""
+        tables = model.transition.tables(data.u, constants.transition)
+        moves = Moves(model.initial.given(data.u, constants.initial), tables, Shared(constants.average))
+        return moves, prepare_rows(model, constants, data)
 
     def init(self, model: Any, move: Moves, batch: int) -> Best:
         """Log initial probabilities, in float64; ranks below the first are impossible."""
@@ -63,11 +66,10 @@ class MaxProduct(Method):
         table = model.transition.dense(move.tables, fed.value)
         return Best(*best_ways(score, torch.where(fed.observed[:, None, None], table, average.value)))
 
-    def update(self, model: Any, belief: Best, likelihood: Likelihood) -> tuple[Any, Tensor | None]:
+    def update(self, model: Any, belief: Best, likelihood: Rows) -> tuple[Any, Tensor | None]:
         """Add the log-likelihood."""
-        log = likelihood.value.double().log() + likelihood.log_scale[:, None]
         best = belief.state
-        return with_fed(Best(best.score + log[..., None], best.back), likelihood.fed), None
+        return with_fed(Best(best.score + likelihood.logs[..., None], best.back), likelihood.fed), None
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
         """Refused: max-product finds paths; ask `decode`."""

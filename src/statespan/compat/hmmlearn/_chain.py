@@ -9,7 +9,7 @@ from torch import Tensor
 
 from statespan.compat.hmmlearn._parts import GivenMatrix, GivenStart
 from statespan.errors import StatespanError
-from statespan.fit.em import group, take
+from statespan.fit.em import group
 from statespan.kernels.lanes import each
 from statespan.method import Statistics, prepare, run, total
 from statespan.methods import Forward, MaxProduct
@@ -101,15 +101,6 @@ class Chain:
             f"sequence {int(batch.names[b])}, step {t}: the probability underflows; use implementation='log'"
         )
 
-    def _parted(self, batch: Batch, log_prob: Tensor) -> Iterator[tuple[Batch, bool]]:
-        """The sequences that scaled probabilities can do, and those they call impossible."""
-        possible = log_prob.isfinite().all(0)
-        for which in (possible, ~possible):
-            index = which.nonzero()[:, 0]
-            if len(index):
-                data = take(batch.data, index)
-                yield Batch(data, batch.rows[: data.shape[0], index], batch.names[index]), bool(possible[index[0]])
-
     def _log_prob(self, batch: Batch) -> Tensor:
         with torch.no_grad():
             log_prob = run(self.model, self.method, batch.data, constants=self.constants).log_prob
@@ -119,16 +110,7 @@ class Chain:
 
     def log_prob(self, data: list[Batch]) -> float:
         """Log p of all sequences; minus infinity where one is impossible."""
-        sums = 0.0
-        for batch in data:
-            log_prob = self._log_prob(batch)
-            if bool(log_prob.isneginf().any()):
-                for part, fine in self._parted(batch, log_prob):
-                    scores = self._log_prob(part) if fine else self._slowly(part.data, torch.logsumexp)[0]
-                    sums += float(scores.sum())
-            else:
-                sums += float(log_prob.sum())
-        return sums
+        return sum(float(self._log_prob(batch).sum()) for batch in data)
 
     def smooth(self, data: list[Batch], rows: int) -> tuple[float, np.ndarray]:
         """Log p, and the posterior (rows, K)."""
@@ -143,18 +125,9 @@ class Chain:
         prepared = prepare(self.model, self.method, batch.data, self.constants)
         posterior, _, log_prob = expectations(self.model, self.method, prepared, None, batch.data.shape)
         self._refuse(log_prob, batch)
-        if bool(log_prob.isfinite().all()):
-            batch.put(posterior, out)
-            return float(log_prob.sum())
-        sums = 0.0
-        for part, fine in self._parted(batch, log_prob):
-            if fine:
-                sums += self._smooth(part, out)
-            else:
-                scores, posterior, _ = self._slowly(part.data, torch.logsumexp)
-                sums += float(total(scores[None], part.names))
-                part.put(posterior, out)
-        return sums
+        total(log_prob, batch.names)
+        batch.put(posterior, out)
+        return float(log_prob.sum())
 
     def expect(self, data: list[Batch]) -> Iterator[tuple[Batch, Statistics, float]]:
         """The E-step: expected statistics and log p, a batch or a part of one at a time."""
@@ -165,19 +138,7 @@ class Chain:
     def _expect(self, batch: Batch) -> Iterator[tuple[Batch, Statistics, float]]:
         log_prob, statistics = self.method.expect(self.model, self.constants, batch.data)
         self._refuse(log_prob, batch)
-        if bool(log_prob.isfinite().all()):
-            yield batch, statistics, float(log_prob.sum())
-            return
-        for part, fine in self._parted(batch, log_prob):
-            if fine:
-                yield from self._expect(part)
-                continue
-            scores, posterior, counts = self._slowly(part.data, torch.logsumexp)
-            y, observed, weights = part.data.y, part.data.observed, posterior
-            if observed is not None:
-                weights = torch.where(_rows(observed)[..., None], posterior, 0.0)
-            sums = self.model.emission.statistics(y, None, weights, observed)
-            yield part, Statistics(posterior[0].sum(0), counts, sums), float(total(scores[None], part.names))
+        yield batch, statistics, float(total(log_prob, batch.names))
 
     def filter(self, data: list[Batch], rows: int) -> np.ndarray:
         """p(z_t | y_1..y_t), (rows, K)."""
@@ -199,43 +160,6 @@ class Chain:
             with torch.no_grad():
                 path, score = MaxProduct().decode(self.model, self.constants, batch.data, 1)
             assert score is not None
-            if bool(score.isneginf().any()):
-                score, best, _ = self._slowly(batch.data, _largest)
-                path = best.argmax(-1)[..., None]
             batch.put(path[..., 0], out)
             sums += float(score.sum())
         return sums, out.numpy()
-
-    def _slowly(self, data: Sequences, combine: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """The recursion in logarithms, which cannot underflow: log p (B,), its gradient by every step and by the table.
-
-        Scaled probabilities lose a state whose density is smaller than the largest of the step by a factor of 1e-308;
-        where no other state can be reached they call the observation impossible. Sums of products
-        (`torch.logsumexp`) give the posterior, maxima (`_largest`) the best path.
-        """
-        with torch.no_grad():
-            frames = self.model.emission.log_likelihood(data.y, data.u, data.observed, self.constants.emission)
-            if data.observed is not None:
-                frames = torch.where(_rows(data.observed)[..., None], frames, 0.0)
-        finite = {"neginf": -1e290}  # differences stay numbers
-        frames, initial, table = (
-            x.nan_to_num(**finite) for x in (frames, self.constants.initial.log(), self.constants.transition.log())
-        )
-        frames, table = frames.requires_grad_(), table.requires_grad_()
-        with torch.enable_grad():
-            score = initial + frames[0]
-            for t in range(1, len(frames)):
-                moved = combine(score[:, :, None] + table, 1) + frames[t]
-                score = moved if data.lengths is None else torch.where((t < data.lengths)[:, None], moved, score)
-            ends = combine(score, 1)
-            gradients = torch.autograd.grad(ends.sum(), [frames, table], materialize_grads=True)
-        return torch.where(ends < -1e280, -torch.inf, ends).detach(), gradients[0], gradients[1]
-
-
-def _largest(x: Tensor, axis: int) -> Tensor:
-    return x.max(axis).values
-
-
-def _rows(observed: Tensor) -> Tensor:
-    """Whether anything of a step is there."""
-    return observed if observed.dim() == 2 else observed.any(-1)
