@@ -15,7 +15,7 @@ from statespan.method import Method, prepare, run, total, walk_back
 from statespan.methods import check, method_for
 from statespan.part import seeded
 from statespan.sequences import Layout, Sequences, read
-from statespan.tree import Tree, detach, stack, tree_map, unstack
+from statespan.tree import Tree, detach, leaves, replace_leaves, stack, tree_map, unstack
 
 
 def ask(
@@ -116,6 +116,7 @@ def sample_posterior(
 def ahead(future: Any, layout: Layout, steps: int, like: Tensor) -> Tensor:
     """Inputs to come as (steps, B, U)."""
     value = torch.as_tensor(future).to(device=like.device)
+    value = value.to(like) if value.is_floating_point() and like.is_floating_point() else value
     value = value[None] if layout.single else value
     if value.dim() != 3 or value.shape[:2] != (len(layout.lengths), steps):
         raise StatespanError(
@@ -182,7 +183,8 @@ def forecast_from(
     samples: int,
     inputs: Any = None,
 ) -> Forecast:
-    """A forecast from a belief."""
+    """A forecast from a belief; no gradient comes out of it."""
+    constants = replace_leaves(constants, [x.detach() for x in leaves(constants)])
     batch = len(layout.lengths)
     many = tree_map(lambda x: x.repeat_interleave(samples, 0), last)
     wide = tree_map(lambda x: x.repeat_interleave(samples, 1), inputs)

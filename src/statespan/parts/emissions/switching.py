@@ -155,14 +155,18 @@ class SwitchingRegression(Part, FiniteEmission):
             variance: (K,), or a number for all.
         """
         if coefficients is not None:
-            _set(self.mean, self.which_mean, torch.as_tensor(coefficients).reshape(self.which_mean.shape))
+            _set(
+                self.mean,
+                self.which_mean,
+                torch.as_tensor(coefficients, dtype=torch.float64).reshape(self.which_mean.shape),
+            )
         if autoregression is not None:
-            _set(self.lag, self.which_lag, torch.as_tensor(autoregression))
+            _set(self.lag, self.which_lag, torch.as_tensor(autoregression, dtype=torch.float64))
         if variance is not None:
-            value = torch.as_tensor(variance).reshape(-1, 1)
+            value = torch.as_tensor(variance, dtype=torch.float64).reshape(-1, 1)
             if not bool((value > 0).all()):
                 raise StatespanError(f"set_values(variance=): it must be positive, and is {value.flatten().tolist()}")
-            _set(self.log_variance, self.which_variance, value.double().log())
+            _set(self.log_variance, self.which_variance, value.log())
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """c, (S, V), and the variances of the states, (S,)."""
@@ -242,14 +246,15 @@ class SwitchingRegression(Part, FiniteEmission):
             now, variance = self.constants()
             first = parameter is self.mean
 
-            # The contrast is affine in each of the two, so that this is all of it.
             def of(value: Tensor, first: bool = first, other: Tensor = other) -> Tensor:
                 return self._contrast(value, other) if first else self._contrast(other, value)
 
-            slopes = torch.func.jacfwd(of)(parameter.detach())  # (S, V, P)
+            # The contrast is affine in each of the two, so that this is all of its slope, (P, S, V).
+            units = torch.eye(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
+            slopes = torch.vmap(of)(units) - of(torch.zeros_like(parameter))
             slope = stats.cross + ((now - before)[:, None] @ stats.design)[:, 0]
-            pull = torch.einsum("svp,sv->p", slopes, slope / variance[:, None])
-            square = torch.einsum("svp,svw,swq->pq", slopes, stats.design / variance[:, None, None], slopes)
+            pull = torch.einsum("psv,sv->p", slopes, slope / variance[:, None])
+            square = torch.einsum("psv,svw,qsw->pq", slopes, stats.design / variance[:, None, None], slopes)
             parameter.sub_(torch.linalg.pinv(square, hermitian=True, rtol=1e-12) @ pull)
         moved = self.constants()[0] - before
         left = stats.square + ((2 * stats.cross + (moved[:, None] @ stats.design)[:, 0]) * moved).sum(-1)
