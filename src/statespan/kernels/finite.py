@@ -71,15 +71,10 @@ def viterbi(
     """The best path of each sequence; more than one is left to the scan."""
     if method.k > 1 or belief is not None:
         return None
-    likelihood = prepared.likelihoods
-    initial = prepared.moves.initial.value.log().expand(batch, -1).contiguous()
-    # What all states of a step share moves no path: it is added to the score at the end.
-    shared = likelihood.log_scale
-    if prepared.lengths is not None:
-        shared = torch.where(torch.arange(length)[:, None] < prepared.lengths, shared, 0.0)
+    moves, seen = prepared.moves, prepared.likelihoods
     with torch.no_grad():
-        table, log = prepared.moves.tables.value.log(), likelihood.value.log()
-        index = torch.arange(length * batch).view(length, batch)
-        score, path = max_product(initial, table, log.flatten(0, 1), index, prepared.lengths)
-        score = (score + shared.sum(0)).to(score.dtype)
+        # In float64, as the scan: a long path's score has more digits than float32.
+        initial, table = (x.double().log() for x in (moves.initial.value, moves.tables.value))
+        initial = initial.expand(batch, -1).contiguous()
+        score, path = max_product(initial, table, seen.rows.value.double(), seen.which, prepared.lengths)
     return Trace(paths=(path[..., None], score[:, None]))
