@@ -16,7 +16,7 @@ import torch
 import statespan as ss
 from statespan.plots import plot_forecast
 
-FIRST = 1951.25
+FIRST = np.datetime64("1951-04")
 """The second quarter of 1951."""
 
 
@@ -69,22 +69,25 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     from matplotlib import pyplot
 
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(10, 5.5), sharex=True, layout="constrained")
-    times = FIRST + np.arange(len(y)) / 4
-    later = times[-1] + 0.25 + np.arange(args.steps) / 4
-    plot_forecast(ahead, axes=above, y=y, times=times, ahead=later)
-    above.set(title="Growth of US GNP, and what comes next", ylabel="% a quarter", xlabel="")
-    below.plot(times[4:], probs[4:], color="C3", label="p(recession | whole series)")
-    below.set(ylim=(0, 1), ylabel="probability", xlabel="year", title="Recessions by the model, and by the NBER (grey)")
-    for axes in (above, below):
-        axes.fill_between(times, 0, 1, where=recession.numpy() > 0.5, transform=axes.get_xaxis_transform(), **SHADE)
+    figure, (series, below, fan) = pyplot.subplots(3, 1, figsize=(10, 7.5), layout="constrained")
+    times = FIRST + np.arange(len(y) + args.steps) * np.timedelta64(3, "M")
+    series.plot(times[: len(y)], y, color="0.2", linewidth=1.2)
+    series.set(title="Growth of US GNP; grey: a recession by the NBER", ylabel="% a quarter")
+    below.plot(times[4 : len(y)], probs[4:], color="C3")
+    below.set(ylim=(0, 1), ylabel="probability", title="p(recession), by the whole series")
+    for axes in (series, below):
+        shown = axes.get_xaxis_transform()
+        axes.fill_between(
+            times[: len(y)], 0, 1, where=recession.numpy() > 0.5, transform=shown, step="mid", color="0.85"
+        )
+        axes.set_xlim(times[0], times[len(y) - 1])
+        axes.set_axisbelow(True)
+    plot_forecast(ahead, axes=fan, y=y, times=times[: len(y)], ahead=times[len(y) :])
+    fan.set(ylabel="% a quarter")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=120)
     print(f"wrote {args.out}")
     return found
-
-
-SHADE = {"color": "0.85", "step": "mid", "linewidth": 0, "zorder": 0}
 
 
 if __name__ == "__main__":
