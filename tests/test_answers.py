@@ -1,6 +1,7 @@
 """Posteriors, forecasts, streams: what they hold, and what they say when asked for something else."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -259,3 +260,11 @@ def test_weights_that_make_no_sense_are_refused():
             model.fit([[0, 1], [2]], weights=weights)
     with pytest.raises(ss.StatespanError, match="weights has lengths"):
         model.fit([[0, 1], [2]], weights=[[1.0], [1.0]])
+
+
+@pytest.mark.parametrize("emission", [ss.Gaussian(1), ss.Poisson(1), ss.Emission("Gumbel")])
+def test_answers_carry_no_gradient(emission: Any):
+    model = ss.hmm(states=2, emission=emission, seed=0)
+    ahead = model.forecast(torch.tensor([0.0, 1, 2, 1]), steps=2)
+    for value in (ahead.mean, ahead.quantile([0.1, 0.9]), ahead.samples):
+        value.numpy()

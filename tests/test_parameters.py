@@ -106,3 +106,9 @@ def test_a_flat_direction_is_said():
     assert any("does not curve" in note for note in found.notes)
     with pytest.raises(ss.StatespanError, match="level"):
         ss.summary(model, [0, 1], level=2)
+
+
+def test_they_are_read_without_gradients_too():
+    model = ss.hmm(states=2, emission=ss.Gaussian(1), seed=0)
+    with torch.no_grad():
+        assert set(ss.parameters.natural(model.emission)) == {"mean", "covariance"}

@@ -130,6 +130,7 @@ class Forecast(NamedTuple):
     exact: bool
 
     def _answer(self, x: Tensor) -> Tensor:
+        x = x.detach()  # an emission's own parameters may be among what it answers with
         return x[0] if self.layout.single else x
 
     @property
@@ -164,7 +165,7 @@ class Forecast(NamedTuple):
         formula = getattr(self.distribution, "quantile", None)
         if formula is None:
             return torch.quantile(self.samples.double(), levels, dim=0)
-        value = formula(levels)
+        value = formula(levels).detach()
         return value[..., 0, :, :] if self.layout.single else value
 
     def plot(self, sequence: int = 0, axes: Any = None, **options: Any) -> Any:

@@ -36,7 +36,9 @@ def natural(part: Any) -> dict[str, Tensor]:
     if "covariance" in values:
         values.pop("variance", None)  # its diagonal
     for value in values.values():
-        seen = torch.autograd.grad(value.sum(), [p for _, p in own.values()], retain_graph=True, allow_unused=True)
+        with torch.enable_grad():
+            whole = value.sum()
+        seen = torch.autograd.grad(whole, [p for _, p in own.values()], retain_graph=True, allow_unused=True)
         own = {key: x for (key, x), g in zip(own.items(), seen, strict=True) if g is None}
         if not own:
             break
