@@ -96,7 +96,7 @@ class Gaussian(NamedTuple):
 
     def summary(self) -> dict[str, Tensor]:
         """`mean` and `covariance`."""
-        return {"mean": self.mean, "covariance": self.scale @ self.scale.mT}
+        return {"mean": self.mean, "covariance": squared(self.scale)}
 
 
 class Diffuse(NamedTuple):
@@ -140,7 +140,7 @@ class Diffuse(NamedTuple):
         flat = self.factor @ self.factor.mT
         size = self.factor.abs() @ self.factor.abs().mT
         reached = flat.abs() > size * torch.finfo(flat.dtype).eps ** 0.5
-        covariance = torch.where(reached, flat.sign() * torch.inf, self.scale @ self.scale.mT)
+        covariance = torch.where(reached, flat.sign() * torch.inf, squared(self.scale))
         return {"mean": self.mean, "covariance": covariance}
 
 
@@ -285,6 +285,12 @@ class Best(NamedTuple):
     def summary(self) -> dict[str, Tensor]:
         """`score`."""
         return {"score": self.score}
+
+
+def squared(scale: Tensor) -> Tensor:
+    """The product scale scale' of (..., D, D), once for all that an expanded axis shares."""
+    once = scale[tuple(slice(0, 1) if step == 0 else slice(None) for step in scale.stride()[:-2])]
+    return (once @ once.mT).expand(scale.shape)
 
 
 def choose(weights: Tensor) -> Tensor:

@@ -117,6 +117,37 @@ def test_it_equals_the_scan(name: str, form: str):
         assert_close(a, b, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize(("dim", "outputs", "batch"), [(6, 5, 19), (9, 4, 8), (17, 3, 13)])
+def test_whole_and_partial_vectors_of_series_equal_the_scan(dim: int, outputs: int, batch: int):
+    """More series than lanes, sizes that are no multiple of four, offsets that differ by series."""
+    torch.manual_seed(dim)
+    model = ss.linear_gaussian(
+        dynamics=0.9 * torch.linalg.qr(normal(dim, dim))[0],
+        observation=normal(outputs, dim),
+        state_inputs=normal(dim, 2),
+        observation_inputs=normal(outputs, 2),
+    )
+    data, _ = ss.verbs.ask(model, normal(batch, 40, outputs), inputs=normal(batch, 40, 2))
+    with torch.no_grad():
+        fast, slow = (run(model, ss.Kalman(), data, None, KEEP, kernel=k) for k in (True, False))
+        for what in ("predicted", "filtered", "last"):
+            assert_close(getattr(fast, what).mean, getattr(slow, what).mean, rtol=1e-9, atol=1e-9)
+        assert_close(fast.log_prob, slow.log_prob, rtol=1e-9, atol=1e-9)
+        quick, plain = (m.smooth(model, prepare(model, m, data), None, data.shape) for m in (ss.Kalman(), Plain()))
+        assert_close(quick.mean, plain.mean, rtol=1e-9, atol=1e-9)
+        assert_close(quick.summary()["covariance"], plain.summary()["covariance"], rtol=1e-9, atol=1e-9)
+
+
+def test_series_that_share_covariances_hold_them_once():
+    """In what the verbs answer too: a thousand series take no more than one."""
+    model, y = fixed(), normal(10, 30, E)
+    for found in (model.filter(y), model.smooth(y)):
+        assert found.covariance.shape == (10, 30, D, D)
+        assert found.covariance.stride(0) == 0
+        alone = (model.filter if found.belief is not None else model.smooth)(y[3])
+        assert_close(found.covariance[3], alone.covariance, rtol=1e-12, atol=1e-12)
+
+
 def test_the_settled_gain_is_exact():
     """A slow model of 400 steps: with and without reuse, to the tolerance that is stated."""
     model = ss.linear_gaussian(

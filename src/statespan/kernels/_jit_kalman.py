@@ -10,7 +10,13 @@ import math
 import numpy as np
 from numba import njit
 
+from ._jit_forward_backward import put, take
+from ._simd import fill, fma, load, mul, splat, store, store_some, sub, width, zero
+
 OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": {"contract"}}
+
+#: A group of fewer series is done one by one: most lanes would be empty.
+FEW = 4
 
 
 @njit(**OPTIONS)
@@ -181,6 +187,82 @@ def at(array, t, g):
 
 
 @njit(**OPTIONS)
+def into(matrix, x, out):
+    """Out += matrix x for as many series as there are lanes; x and out are (coordinates, lanes)."""
+    rows, columns = matrix.shape
+    lanes = width(x)
+    whole = rows // 4 * 4
+    for i in range(0, whole, 4):
+        place = i * lanes
+        a, b = load(out, place), load(out, place + lanes)
+        c, d = load(out, place + 2 * lanes), load(out, place + 3 * lanes)
+        row = i * columns
+        for j in range(columns):
+            v = load(x, j * lanes)
+            a = fma(splat(matrix, row + j), v, a)
+            b = fma(splat(matrix, row + columns + j), v, b)
+            c = fma(splat(matrix, row + 2 * columns + j), v, c)
+            d = fma(splat(matrix, row + 3 * columns + j), v, d)
+        store(out, place, a)
+        store(out, place + lanes, b)
+        store(out, place + 2 * lanes, c)
+        store(out, place + 3 * lanes, d)
+    for i in range(whole, rows):
+        a = load(out, i * lanes)
+        for j in range(columns):
+            a = fma(splat(matrix, i * columns + j), load(x, j * lanes), a)
+        store(out, i * lanes, a)
+
+
+@njit(**OPTIONS)
+def copy(x, out):
+    """Out = x, without the checks that a whole-array assignment makes."""
+    for i in range(len(x)):
+        out[i] = x[i]
+
+
+@njit(**OPTIONS)
+def take_offset(b, t, members, count, rows, target):
+    """The offset of the move into step t, series in the lanes."""
+    steps, series, size = b.shape
+    first = (t if steps > 1 else 0) * series * size
+    if series == 1:
+        lanes = width(target)
+        for i in range(size):
+            store(target, i * lanes, splat(b, first + i))
+        return
+    for lane in range(count):
+        rows[lane] = first + members[lane] * size
+    take(b, rows, count, size, target)
+
+
+@njit(**OPTIONS)
+def density(white, log, count, size, log_prob, position):
+    """The log-density of white residuals of series in the lanes, from `position` on."""
+    lanes = width(white)
+    squares = zero(white)
+    for i in range(size):
+        x = load(white, i * lanes)
+        squares = fma(x, x, squares)
+    store_some(log_prob, position, sub(mul(fill(white, -0.5), squares), fill(white, log)), count)
+
+
+@njit(**OPTIONS)
+def impossible(known, e, white, y, lanes, low, count, log_prob):
+    """Writes minus infinity where a coordinate that others determine is not what they say."""
+    E = known.shape[0]
+    for i in range(E):
+        if known[i, E] > 0.0:
+            for lane in range(count):
+                off = e[i * lanes + lane]
+                size = abs(off) + abs(y[low + lane, i])
+                for k in range(E):
+                    off -= known[i, k] * white[k * lanes + lane]
+                if abs(off) > 1e-9 * size + 1e-12:
+                    log_prob[low + lane] = -np.inf
+
+
+@njit(**OPTIONS)
 def filter_group(
     first,
     last,
@@ -209,7 +291,8 @@ def filter_group(
     `wanted`: bits for filtered (1), predicted (2) and the last belief (4). Roots are written for the first of the group
     and, past the step where they settle, not at all. Returns how many steps have roots of their own.
     """
-    T, E, D = y.shape[0], y.shape[2], A.shape[3]
+    T, B, E = y.shape
+    D = A.shape[3]
     M, N = r.shape[3], q.shape[3]
     W = np.zeros((E + D, D + max(M, N)))
     pivots = np.zeros(E + D, np.int64)
@@ -220,46 +303,40 @@ def filter_group(
     unwhiten = np.zeros((E, E))
     cross = np.zeros((E, D))
     known = np.zeros((E, E + 1))
-    m = np.zeros((last - first, D))
-    moved = np.zeros(D)
-    e = np.zeros(E)
-    white = np.zeros(E)
-    CT = np.zeros((D, E))
-    AT = np.zeros((D, D))
+    lanes = width(W) if last - first >= FEW else 1
+    vectors = (last - first + lanes - 1) // lanes
+    m = np.zeros((vectors, D * lanes))  # coordinates one after the other, series in the lanes, as all below
+    moved = np.zeros(D * lanes)
+    e = np.zeros(E * lanes)
+    white = np.zeros(E * lanes)
+    members = np.zeros(lanes, np.int64)
+    rows = np.zeros(lanes, np.int64)
+    forward, turned = np.zeros((D, D)), np.zeros((D, D))
+    minus, minus_turned = np.zeros((E, D)), np.zeros((D, E))
+    whiten = np.zeros((E, E))
+    gain = np.zeros((D, E))
     still = A.shape[0] == 1 and q.shape[0] == 1 and C.shape[0] == 1 and r.shape[0] == 1 and steady > 0.0
-    settled, own = False, T
+    settled, own, certain = False, T, 0
     log = 0.0
     for s in range(last - first):
-        m[s] = mean[first + s]
+        for i in range(D):
+            m[s // lanes, i * lanes + s % lanes] = mean[first + s, i]
     for t in range(T):
         if t > 0:
             step = at(A, t, g)
             if not settled:
                 move(after, step, at(q, t, g), W, pivots, X)
             if t == 1 or A.shape[0] > 1:
-                for i in range(D):
-                    for j in range(D):
-                        AT[j, i] = step[i, j]
-            for s in range(last - first):
-                offset = at(b, t, first + s)
-                for i in range(D):
-                    moved[i] = offset[i]
-                for j in range(D):
-                    x = m[s, j]
-                    for i in range(D):
-                        moved[i] += AT[j, i] * x
-                for i in range(D):
-                    m[s, i] = moved[i]
-        if wanted & 2:
-            for s in range(last - first):
-                ahead[t, first + s] = m[s]
-            if not settled and first == g:
-                ahead_roots[t, g] = X
+                forward[:, :] = step
+                turned[:, :] = step.T
+        if wanted & 2 and not settled and first == g:
+            ahead_roots[t, g] = X
         shown = at(C, t, g)
         if t == 0 or C.shape[0] > 1:
             for i in range(E):
                 for j in range(D):
-                    CT[j, i] = shown[i, j]
+                    minus[i, j] = -shown[i, j]
+                    minus_turned[j, i] = -shown[i, j]
         if not settled:
             before[:, :] = after
             log = absorb(X, shown, at(r, t, g), W, pivots, unwhiten, cross, after, known)
@@ -267,14 +344,34 @@ def filter_group(
                 settled, own = True, t + 1
             if wanted & 1 and first == g:
                 roots[t, g] = after
-        for s in range(last - first):
+            certain = 0
+            for i in range(E):
+                certain += known[i, E] > 0.0
+                for j in range(E):
+                    whiten[i, j] = unwhiten[j, i]
+                for j in range(D):
+                    gain[j, i] = cross[i, j]
+        for s in range(last - first if lanes == 1 else 0):
+            now = m[s]
+            if t > 0:
+                offset = at(b, t, first + s)
+                for i in range(D):
+                    moved[i] = offset[i]
+                for j in range(D):
+                    x = now[j]
+                    for i in range(D):
+                        moved[i] += turned[j, i] * x
+                for i in range(D):
+                    now[i] = moved[i]
+            if wanted & 2:
+                ahead[t, first + s] = now
             for i in range(E):
                 e[i] = y[t, first + s, i]
+                white[i] = 0.0
             for j in range(D):
-                x = m[s, j]
+                x = now[j]
                 for i in range(E):
-                    e[i] -= CT[j, i] * x
-            white[:] = 0.0
+                    e[i] += minus_turned[j, i] * x
             for j in range(E):
                 x = e[j]
                 for i in range(E):
@@ -284,20 +381,45 @@ def filter_group(
                 x = white[i]
                 squares += x * x
                 for d in range(D):
-                    m[s, d] += cross[i, d] * x
-            for i in range(E):
-                if known[i, E] > 0.0:
-                    off, size = e[i], abs(e[i]) + abs(y[t, first + s, i])
-                    for k in range(E):
-                        off -= known[i, k] * white[k]
-                    if abs(off) > 1e-9 * size + 1e-12:
-                        squares = np.inf
+                    now[d] += cross[i, d] * x
             log_prob[t, first + s] = -0.5 * squares - log
+            if certain:
+                impossible(known, e, white, y[t], 1, first + s, 1, log_prob[t])
             if wanted & 1:
-                means[t, first + s] = m[s]
-            if wanted & 4 and t == ends[first + s] - 1:
-                mT[first + s] = m[s]
-                XT[first + s] = after
+                means[t, first + s] = now
+        for v in range(vectors if lanes > 1 else 0):
+            low = first + v * lanes
+            count = min(lanes, last - low)
+            now = m[v]
+            if t > 0:
+                for lane in range(count):
+                    members[lane] = low + lane
+                take_offset(b, t, members, count, rows, moved)
+                into(forward, now, moved)
+                copy(moved, now)
+            for lane in range(count):
+                rows[lane] = (t * B + low + lane) * E
+            take(y, rows, count, E, e)
+            for lane in range(count):
+                rows[lane] = (t * B + low + lane) * D
+            if wanted & 2:
+                put(now, rows, count, D, ahead)
+            into(minus, now, e)
+            for i in range(E * lanes):
+                white[i] = 0.0
+            into(whiten, e, white)
+            into(gain, white, now)
+            density(white, log, count, E, log_prob, t * B + low)
+            if certain:
+                impossible(known, e, white, y[t], lanes, low, count, log_prob[t])
+            if wanted & 1:
+                put(now, rows, count, D, means)
+        if wanted & 4:
+            for s in range(last - first):
+                if t == ends[first + s] - 1:
+                    for i in range(D):
+                        mT[first + s, i] = m[s // lanes, i * lanes + s % lanes]
+                    XT[first + s] = after
     return own
 
 
@@ -317,8 +439,10 @@ def filter_series(
 
 
 @njit(**OPTIONS)
-def smooth_group(members, g, write, A, b, q, means, roots, own, length, steady, smoothed, scales, wanted_pairs, pairs):
-    """Rauch-Tung-Striebel for series of one group and one length; their roots go to column `write`, if not below 0.
+def smooth_group(members, g, write, A, b, q, means, roots, own, length, steady, scales, wanted_pairs, pairs):
+    """Rauch-Tung-Striebel for series of one group and one length, in place; their roots go to column `write`.
+
+    A column below 0 keeps none.
 
     [A X, q; X, 0] turned to echelon form [L, 0; Y, Z]: the gain is Y L^-1, and Z what z_t keeps of its own.
     """
@@ -332,17 +456,28 @@ def smooth_group(members, g, write, A, b, q, means, roots, own, length, steady, 
     X = np.zeros((D, D))
     later = np.zeros((D, D))
     P = np.zeros((D, D))
-    off = np.zeros(D)
+    B = means.shape[1]
+    lanes = width(W) if len(members) >= FEW else 1
+    vectors = (len(members) + lanes - 1) // lanes
+    hence = np.zeros((vectors, D * lanes))  # the later smoothed means, series in the lanes
+    off = np.zeros(D * lanes)
+    m = np.zeros(D * lanes)
+    ahead = np.zeros(D * lanes)
+    rows, places = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
+    step, turned, gain_turned = np.zeros((D, D)), np.zeros((D, D)), np.zeros((D, D))
     filled = own - 1
     later[:, :] = roots[min(length - 1, filled), g]
     if write >= 0:
         scales[length - 1, write] = later
-    for b_ in members:
-        smoothed[length - 1, b_] = means[length - 1, b_]
+    for s in range(len(members)):
+        for i in range(D):
+            hence[s // lanes, i * lanes + s % lanes] = means[length - 1, members[s], i]
     still = A.shape[0] == 1 and q.shape[0] == 1 and steady > 0.0
     fresh, settled = True, False
     for t in range(length - 2, -1, -1):
-        step = at(A, t + 1, g)
+        if fresh or A.shape[0] > 1:
+            step[:, :] = at(A, t + 1, g)
+            turned[:, :] = step.T
         if fresh or t < filled or not still:
             fresh = False
             X[:, :] = roots[min(t, filled), g]
@@ -372,6 +507,7 @@ def smooth_group(members, g, write, A, b, q, means, roots, own, length, steady, 
                         gain[i, j] += x * back[j, k]
                 for k in range(count, D + N):
                     keep[i, k - count] = W[D + i, k]
+            gain_turned[:, :] = gain.T
             settled = False
         if wanted_pairs and write >= 0:
             product(gain, later, X)
@@ -394,17 +530,36 @@ def smooth_group(members, g, write, A, b, q, means, roots, own, length, steady, 
             later[:, :] = X
         if write >= 0:
             scales[t, write] = later
-        for b_ in members:
-            offset = at(b, t + 1, b_)
+        for s in range(len(members) if lanes == 1 else 0):
+            now, offset = means[t, members[s]], at(b, t + 1, members[s])
             for i in range(D):
-                off[i] = smoothed[t + 1, b_, i] - offset[i]
-                for d in range(D):
-                    off[i] -= step[i, d] * means[t, b_, d]
+                off[i] = hence[s, i] - offset[i]
+                hence[s, i] = now[i]
+            for j in range(D):
+                x = now[j]
+                for i in range(D):
+                    off[i] -= turned[j, i] * x
+            for j in range(D):
+                x = off[j]
+                for i in range(D):
+                    hence[s, i] += gain_turned[j, i] * x
             for i in range(D):
-                total = means[t, b_, i]
-                for d in range(D):
-                    total += gain[i, d] * off[d]
-                smoothed[t, b_, i] = total
+                now[i] = hence[s, i]
+        for v in range(vectors if lanes > 1 else 0):
+            count = min(lanes, len(members) - v * lanes)
+            now = hence[v]
+            for lane in range(count):
+                rows[lane] = members[v * lanes + lane]
+            take_offset(b, t + 1, rows, count, places, ahead)
+            for lane in range(count):
+                rows[lane] = (t * B + rows[lane]) * D
+            take(means, rows, count, D, m)
+            into(step, m, ahead)
+            for i in range(D * lanes):
+                off[i] = now[i] - ahead[i]
+            copy(m, now)
+            into(gain, off, now)
+            put(now, rows, count, D, means)
 
 
 @njit(**OPTIONS)

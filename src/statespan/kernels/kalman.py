@@ -71,6 +71,11 @@ class _Run(NamedTuple):
     own: int
 
 
+def _empty(*shape: int) -> Tensor:
+    """Float64, in huge pages where the system has them, which NumPy asks for: to touch small ones costs as much."""
+    return torch.from_numpy(np.empty(shape))
+
+
 def _array(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
@@ -85,15 +90,14 @@ def _filter(given: Matrices, start: Gaussian, ends: Tensor, steady: float, wante
     dim = given.A.shape[-1]
     shared = given.shared and start.scale.shape[0] == 1
     groups = 1 if shared else batch
-    empty = given.y.new_empty
 
     def kept(bit: int) -> tuple[Tensor, Tensor]:
         size, steps = (batch, length) if wanted & bit else (0, 0)
-        return empty(steps, size, dim), empty(steps, groups, dim, dim)
+        return _empty(steps, size, dim), _empty(steps, groups, dim, dim)
 
     (means, roots), (ahead, ahead_roots) = kept(FILTERED), kept(PREDICTED)
     count = batch if wanted & LAST else 0
-    last, last_root, log_prob = empty(count, dim), empty(count, dim, dim), empty(length, batch)
+    last, last_root, log_prob = _empty(count, dim), _empty(count, dim, dim), _empty(length, batch)
     arrays = [_array(x) for x in (*given, start.mean, start.scale)]
     ends_array = _array(ends)
     out = [x.numpy() for x in (means, roots, ahead, ahead_roots, last, last_root)]
@@ -187,7 +191,10 @@ def _settle_first(
 
 
 def _smooth(given: Matrices, filtered: Gaussian, own: int, ends: Tensor, steady: float, pairs: bool) -> tuple:
-    """Means (T, B, D), roots (T, G, D, D) and lag-one covariances (T - 1, G, D, D), G the groups of like length."""
+    """Means (T, B, D), roots (T, G, D, D) and lag-one covariances (T - 1, G, D, D), G the groups of like length.
+
+    The means take the place of the filtered ones.
+    """
     length, batch, dim = filtered.mean.shape
     shared = given.shared and filtered.scale.shape[1] == 1
     whole = shared and bool((ends == length).all())
@@ -196,19 +203,20 @@ def _smooth(given: Matrices, filtered: Gaussian, own: int, ends: Tensor, steady:
     else:
         jobs = [(np.array([i]), 0 if shared else i, i, end) for i, end in enumerate(ends.tolist())]
     columns = 1 if whole else batch
-    zeros = filtered.mean.new_zeros
-    means = zeros(filtered.mean.shape)
-    roots, joined = zeros(length, columns, dim, dim), zeros(length - 1 if pairs else 0, columns, dim, dim)
+    roots, joined = _empty(length, columns, dim, dim), _empty(length - 1 if pairs else 0, columns, dim, dim)
+    if not whole:
+        roots.zero_()
+        joined.zero_()
     arrays = [_array(x) for x in (given.A, given.b, given.q, filtered.mean, filtered.scale)]
     jit = _jit()
 
     def some(i: int) -> None:
         members, g, write, end = jobs[i]
-        out = means.numpy(), roots.numpy(), pairs, joined.numpy()
+        out = roots.numpy(), pairs, joined.numpy()
         jit.smooth_group(members, g, write, *arrays, own, end, steady, *out)
 
     lanes.parallel(some, len(jobs))
-    return means, roots, joined
+    return filtered.mean, roots, joined
 
 
 @register(Kalman, LinearPart, keeps=("predicted", "filtered", "last", "log_prob", "smoothed", "pairs"))
