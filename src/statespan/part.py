@@ -321,10 +321,7 @@ class NonlinearPart(ABC):
 
     @abstractmethod
     def moments(self, z: Tensor, u: Tree) -> tuple[Tensor, Tensor]:
-        """Mean (..., E) and a root of the noise's covariance, (E, M) or (..., E, M): states (..., D), inputs (..., U).
-
-        Taylor's rule runs it under `torch.func.jvp`, so it may not change tensors in place.
-        """
+        """Mean (..., E) and a root of the noise's covariance, (E, M) or (..., E, M), of states (..., D)."""
 
     def approximate(self, rule: Callable[..., Affine], belief: Gaussian, u: Tree) -> Affine:
         """The affine part that stands for this one under a normal belief (..., D), by a rule such as `Unscented`."""

@@ -11,7 +11,7 @@ from statespan.belief import Diffuse, Gaussian
 from statespan.errors import StatespanError
 from statespan.method import Expected, Method, Prepared, Statistics, closed_parts, find_kernel, run
 from statespan.part import Affine, GaussianInitial, LinearPart
-from statespan.parts.linear import apply, factor, lower
+from statespan.parts.linear import apply, factor, lower, upright
 from statespan.sequences import Sequences
 from statespan.shapes import Float
 from statespan.tree import Shared, Tree, stack, tree_map
@@ -362,7 +362,7 @@ def compress(residual: Tensor, matrix: Tensor, scale: Tensor, count: Tree) -> Ob
         Jungbacker and Koopman, "Likelihood-based dynamic factor analysis", 2015, section 2.
     """
     as_it_is = Observation(residual, over_time(matrix, 2), over_time(scale, 2), count)
-    noise = lower(scale)
+    noise = upright(lower(scale))
     sizes = noise.diagonal(dim1=-2, dim2=-1)
     if not bool((sizes.amin(-1) > sizes.amax(-1) * _rounding(noise)).all()):
         return as_it_is

@@ -3,17 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from statespan.belief import Gaussian
 from statespan.errors import StatespanError
 from statespan.part import Affine
-from statespan.parts.linear import apply
+from statespan.parts.linear import apply, inverse, upright
 from statespan.tree import Tree
 
 MOST_POINTS = 10_000
@@ -34,10 +33,10 @@ class Linearisation(ABC):
 class Taylor(Linearisation):
     r"""The expansion of first order about the mean, A = df/dz at m, b = f(m) - A m: the extended Kalman filter.
 
-    The Jacobian comes from forward-mode differentiation (`torch.func.jvp`), D directions at once.
+    The Jacobian is by `torch.func.vjp`, its E rows at once and all sequences together.
 
     Source:
-        Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, section 7.2 and algorithm 9.5.
+        Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, chapter 7.
 
     Example:
         >>> import torch
@@ -51,13 +50,9 @@ class Taylor(Linearisation):
     def __call__(self, function: Function, belief: Gaussian, u: Tree) -> Affine:
         """A, b and the noise at the mean."""
         mean = belief.mean
-        value, noise = function(mean, u)
-
-        def slope(direction: Tensor) -> Any:
-            return torch.func.jvp(lambda z: function(z, u)[0], (mean,), (direction.expand_as(mean),))[1]
-
-        basis = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
-        matrix = torch.func.vmap(slope)(basis).movedim(0, -1)
+        value, back, noise = torch.func.vjp(lambda z: function(z, u), mean, has_aux=True)
+        basis = torch.eye(value.shape[-1], dtype=mean.dtype, device=mean.device)
+        matrix = torch.func.vmap(lambda row: back(row.expand_as(value))[0])(basis).movedim(0, -2)
         return Affine(matrix, value - apply(matrix, mean), noise)
 
 
@@ -73,42 +68,18 @@ class Points(NamedTuple):
     root: Tensor
 
 
-class _Upright(torch.autograd.Function):
-    """A root whose gradient is that of the lower triangle itself, not only of the covariance (see `lower`)."""
-
-    @staticmethod
-    def forward(ctx: Any, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(scale)
-        return scale.view_as(scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (scale,) = ctx.saved_tensors
-        half = scale.mT @ gradients[0]
-        half = half.tril() - 0.5 * torch.diag_embed(half.diagonal(dim1=-2, dim2=-1))
-        return _inverse(scale).mT @ (half + half.mT)
-
-
-def _inverse(scale: Tensor) -> Tensor:
-    """The inverse, zero along a direction that has no variance."""
-    return torch.linalg.pinv(scale, rtol=10 * scale.shape[-1] * torch.finfo(scale.dtype).eps)
-
-
 def regress(function: Function, belief: Gaussian, u: Tree, points: Points) -> Affine:
     r"""Statistical linear regression: A = cov(f, z) P^-1, b = E f - A m, and what A z + b leaves of f's covariance.
 
-    Sigma points hang on the triangle of the root itself, which `lower` gives no gradient for; `_Upright` does.
-
     Source:
         Arasaratnam, Haykin and Elliott 2007; Garcia-Fernandez, Svensson, Morelande and Sarkka 2015; Sarkka and Svensson
-        2023, section 9.2.
+        2023, chapter 9.
     """
-    scale: Any = _Upright.apply(belief.scale)
+    scale = upright(belief.scale)
     z = belief.mean[..., None, :] + points.at @ scale.mT
     value, noise = function(z, None if u is None else u[..., None, :].expand(*z.shape[:-1], -1))
     spread, known = value.mT @ points.root, points.at.mT @ points.root  # roots: of cov(f), and I of the points
-    matrix = spread @ known.mT @ _inverse(scale)
+    matrix = spread @ known.mT @ inverse(scale)
     rest = spread - matrix @ (scale @ known)
     if noise.dim() > 2:
         if bool((points.mean < 0).any()):
@@ -154,7 +125,7 @@ class Unscented(Linearisation):
         StatespanError: the points lie nowhere, or could give an indefinite covariance (alpha^2 kappa + D beta < 0).
 
     Source:
-        Julier and Uhlmann 1997; Wan and van der Merwe 2000; Sarkka and Svensson 2023, section 8.7.
+        Julier and Uhlmann 1997; Wan and van der Merwe 2000; Sarkka and Svensson 2023, chapter 8.
 
     Example:
         >>> import torch
@@ -188,7 +159,7 @@ class Cubature(Linearisation):
     r"""The spherical cubature rule of third degree: 2 D points m +- sqrt(D) times the root's columns, of equal weight.
 
     Source:
-        Arasaratnam and Haykin 2009; Sarkka and Svensson 2023, section 8.6.
+        Arasaratnam and Haykin 2009; Sarkka and Svensson 2023, chapter 8.
 
     Example:
         >>> import torch
@@ -227,7 +198,7 @@ class GaussHermite(Linearisation):
         StatespanError: the grid would be too large.
 
     Source:
-        Ito and Xiong 2000; Sarkka and Svensson 2023, sections 8.3 and 9.1.
+        Ito and Xiong 2000; Sarkka and Svensson 2023, chapters 8 and 9.
 
     Example:
         >>> import torch

@@ -52,6 +52,41 @@ def lower(root: Tensor) -> Tensor:
     return triangle
 
 
+class _Upright(torch.autograd.Function):
+    """L itself, where the gradient takes it as a triangle."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return scale.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (scale,) = ctx.saved_tensors
+        half = (scale.mT @ gradients[0]).tril()
+        half = half - 0.5 * torch.diag_embed(half.diagonal(dim1=-2, dim2=-1))
+        return inverse(scale).mT @ (half + half.mT)
+
+
+def upright(scale: Tensor) -> Tensor:
+    r"""The lower triangle that `lower` gave, for what hangs on it other than through L L': a triangular solve, points.
+
+    Its gradient is that of the Cholesky root: dL = L half(L^-1 d(L L') L^-T), half the lower triangle with half the
+    diagonal; along a direction without variance it has none.
+
+    Source:
+        Sarkka, Bayesian Filtering and Smoothing 2013, theorem A.1.
+    """
+    triangle: Any = _Upright.apply(scale)
+    return triangle
+
+
+def inverse(scale: Tensor) -> Tensor:
+    """The inverse of a root (..., D, D), zero along a direction that has no variance."""
+    return torch.linalg.pinv(scale, rtol=10 * scale.shape[-1] * torch.finfo(scale.dtype).eps)
+
+
 def root(scale: Tensor) -> Tensor:
     """The lower triangle of a free matrix as a covariance's root: columns turned so that no diagonal is negative."""
     triangle = scale.tril()
