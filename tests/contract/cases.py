@@ -96,10 +96,6 @@ FACTORIES: dict[str, Callable[[], Any]] = {
     "hmm/product": hmm(lambda: scatter(ss.Product(ss.Gaussian(1, states=WIDTH), ss.Poisson(1, WIDTH)))),
     "hmm/torch-gumbel": hmm(lambda: scatter(ss.Emission("Gumbel", 2, WIDTH))),
     "hmm/von-mises": hmm(lambda: scatter(ss.VonMises(2, WIDTH))),
-    "hmm/remembering": lambda: ss.hmm(
-        WIDTH, ss.Categorical(SYMBOLS), ss.RememberingStart(ss.Start(WIDTH), 1), ss.Remembering(ss.Dense(WIDTH), 1), seed=3
-    ),
-    "hmm/switching-gaussian": lambda: ss.markov_switching(WIDTH, seed=2),
     "linear-gaussian": linear,
     "nonlinear-gaussian": nonlinear,
     "linearised/linear-gaussian": linear,
