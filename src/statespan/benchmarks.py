@@ -413,6 +413,13 @@ def bench_em(repeats: int) -> None:
     table("10 EM iterations, 1,000 sequences of 20 to 100, against hmmlearn scaling", COLUMNS, rows)
 
 
+def bench_kalman(repeats: int) -> None:
+    """The Kalman filter, smoother and EM against statsmodels, simdkalman, dynamax and pykalman."""
+    from statespan.benchmarks_kalman import kalman
+
+    kalman(quick=repeats < 16)
+
+
 FIRST = """
 import time
 a = time.perf_counter(); import torch
@@ -441,6 +448,7 @@ BENCHMARKS: dict[str, Callable[[int], None]] = {
     "dynamax": bench_dynamax,
     "viterbi": bench_viterbi,
     "em": bench_em,
+    "kalman": bench_kalman,
     "import": bench_import,
 }
 """Every benchmark by the name the command line knows."""

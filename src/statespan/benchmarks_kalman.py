@@ -111,6 +111,8 @@ PEERS = {"statsmodels": _statsmodels, "simdkalman": _simdkalman, "dynamax": _dyn
 def smoothing(quick: bool = False) -> None:
     """Filter and smooth, time-invariant."""
     there = {name: make for name, make in PEERS.items() if importlib.util.find_spec(name)}
+    if absent := [name for name in PEERS if name not in there]:
+        print(f"kalman: not installed: {', '.join(absent)}; pip install {' '.join(absent)} to compare\n")
     rows = []
     for state, observed in SIZES[:2] if quick else SIZES:
         model = _model(state, observed)
@@ -128,6 +130,7 @@ def smoothing(quick: bool = False) -> None:
 def fitting() -> None:
     """Five iterations of EM, state 8, observed 4, T = 1,000."""
     if not importlib.util.find_spec("pykalman"):
+        print("kalman, EM: not installed: pykalman; pip install pykalman to compare\n")
         return
     y = np.random.default_rng(0).normal(size=(1_000, 4))
 

@@ -191,7 +191,7 @@ def generate(
 
 
 def bench(
-    only: Annotated[str, typer.Option(help="Some benchmarks alone, by name: train, rungs, estep, import.")] = "",
+    only: Annotated[str, typer.Option(help="Some benchmarks alone, by name: train, rungs, estep, kalman.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats.")] = False,
 ) -> None:
     """Print speed ratios against peers, measured in this run."""
