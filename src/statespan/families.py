@@ -58,6 +58,9 @@ def hmm(
     """
     if emission is None:
         raise StatespanError("hmm needs an emission, such as ss.Categorical(symbols=10) or ss.Gaussian(dim=2)")
+    if not isinstance(emission, nn.Module):
+        raise StatespanError(f"hmm: emission={emission!r} is no part; give an instance, such as ss.Gaussian(dim=2)")
+    _check_whole(states)
     given_initial, given_transition = None, None
     if _is_table(initial):
         initial, given_initial = _held_or_given(initial, "hmm(initial=)", 1, Start)
@@ -208,6 +211,11 @@ def factorial_hmm(
     for part, probs in given:
         part.set_probs(probs)
     return model
+
+
+def _check_whole(states: Any) -> None:
+    if states is not None and not hasattr(states, "__index__"):
+        raise StatespanError(f"hmm: states={states!r} is no whole number; give states=3, say")
 
 
 def _chain(x: Any, name: str, rank: int, part: Callable[..., Any], given: list[tuple[Any, Any]]) -> Any:

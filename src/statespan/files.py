@@ -108,11 +108,11 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         raise StatespanError(
-            f"cannot write {target}: {error.strerror or error}; free some space or choose --out"
+            f"cannot write {target}: {getattr(error, 'strerror', None) or error}; free some space or choose --out"
         ) from error
 
 

@@ -70,8 +70,8 @@ class EM(Fitter):
         callback: Callable[[int, float], None] | None = None,
         method: Method | None = None,
     ):
-        if iterations < 1:
-            raise StatespanError(f"EM(iterations={iterations}): use at least one")
+        if int(iterations) != iterations or iterations < 1:
+            raise StatespanError(f"EM(iterations={iterations}): use a whole number, at least one")
         self.iterations, self.tolerance, self.batch, self.callback = iterations, tolerance, batch, callback
         self.steps, self.learning_rate, self.method = steps, learning_rate, method
         self.history: list[float] = []

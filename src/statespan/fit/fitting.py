@@ -139,14 +139,18 @@ def _keep_best(model: Any, by: Fitter, results: Iterator[Result]) -> None:
         by.notes = [*by.notes, f"{len(errors)} of {len(values)} starts failed; the first: {errors[0]}"]
 
 
-def _fitter(by: Fitter | Sequence[Fitter] | None, model: Any) -> Fitter:
+def _fitter(by: Any, model: Any) -> Fitter:
     """What `by=` means."""
     from statespan.fit.em import EM, closed_form
     from statespan.fit.sgd import SGD
 
     if by is None:
         return EM() if closed_form(model) else SGD()
-    return Chain(*by) if isinstance(by, Sequence) else by
+    steps: list[Any] = [by] if isinstance(by, (Fitter, str)) or not isinstance(by, Sequence) else list(by)
+    for step in steps:
+        if not isinstance(step, Fitter):
+            raise StatespanError(f"by={step!r} is no fitter; give an instance, such as ss.EM() or ss.SGD()")
+    return Chain(*steps) if isinstance(by, Sequence) else steps[0]
 
 
 @contextmanager

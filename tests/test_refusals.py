@@ -1,0 +1,33 @@
+"""Arguments of the wrong kind get one clear line; in a process of its own, where no checker of types comes first."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import statespan as ss
+
+model = ss.hmm(states=2, emission=ss.Categorical(3), seed=0)
+calls = {
+    "by='EM' is no fitter": lambda: model.fit([0, 1], by="EM"),
+    "is no fitter; give an instance": lambda: model.fit([0, 1], by=ss.EM),
+    "by=3 is no fitter": lambda: model.fit([0, 1], by=[ss.EM(), 3]),
+    "states=2.0 is no whole number": lambda: ss.hmm(states=2.0, emission=ss.Categorical(3)),
+    "states='2' is no whole number": lambda: ss.hmm(states="2", emission=ss.Categorical(3)),
+    "is no part; give an instance": lambda: ss.hmm(states=2, emission=ss.Categorical),
+    "emission='gaussian' is no part": lambda: ss.hmm(states=2, emission="gaussian"),
+    "EM(iterations=2.5): use a whole number": lambda: ss.EM(iterations=2.5),
+    "cannot write": lambda: model.save("a\\0b"),
+}
+for said, call in calls.items():
+    try:
+        call()
+    except ss.StatespanError as error:
+        assert said in str(error) and "\\n" not in str(error), error
+    else:
+        raise SystemExit(f"not refused: {said}")
+"""
+
+
+def test_arguments_of_the_wrong_kind():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
