@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,7 +50,8 @@ class Taylor(Linearisation):
     def __call__(self, function: Function, belief: Gaussian, u: Tree) -> Affine:
         """A, b and the noise at the mean."""
         mean = belief.mean
-        value, back, noise = torch.func.vjp(lambda z: function(z, u), mean, has_aux=True)
+        found: Any = torch.func.vjp(lambda z: function(z, u), mean, has_aux=True)
+        value, back, noise = found
         basis = torch.eye(value.shape[-1], dtype=mean.dtype, device=mean.device)
         matrix = torch.func.vmap(lambda row: back(row.expand_as(value))[0])(basis).movedim(0, -2)
         return Affine(matrix, value - apply(matrix, mean), noise)

@@ -32,7 +32,7 @@ class NonlinearGaussian(Part, NonlinearPart, Generative):
             inputs, and the data have none or of another width.
 
     Source:
-        Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, chapter 7, equation 7.1.
+        Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, chapter 7.
 
     Example:
         >>> import torch
