@@ -191,18 +191,21 @@ def _settle_first(
 
 
 def _smooth(given: Matrices, filtered: Gaussian, own: int, ends: Tensor, steady: float, pairs: bool) -> tuple:
-    """Means (T, B, D), roots (T, G, D, D) and lag-one covariances (T - 1, G, D, D), G the groups of like length.
+    """Means (T, B, D), roots (T, G, D, D) and lag-one covariances (T - 1, G, D, D), in place of the filtered means.
 
-    The means take the place of the filtered ones.
+    G is the number of series, or 1 where all share them.
     """
     length, batch, dim = filtered.mean.shape
     shared = given.shared and filtered.scale.shape[1] == 1
-    whole = shared and bool((ends == length).all())
+    whole, of = shared and bool((ends == length).all()), None
     if whole:  # the first piece keeps the roots of all
         jobs = [(np.arange(*piece), 0, -1 if i else 0, length) for i, piece in enumerate(_ranges(batch))]
+    elif shared:  # series that end together have the same roots
+        distinct, of = ends.unique(return_inverse=True)
+        jobs = [((of == i).nonzero()[:, 0].numpy(), 0, i, end) for i, end in enumerate(distinct.tolist())]
     else:
-        jobs = [(np.array([i]), 0 if shared else i, i, end) for i, end in enumerate(ends.tolist())]
-    columns = 1 if whole else batch
+        jobs = [(np.array([i]), i, i, end) for i, end in enumerate(ends.tolist())]
+    columns = 1 if whole else len(jobs)
     roots, joined = _empty(length, columns, dim, dim), _empty(length - 1 if pairs else 0, columns, dim, dim)
     if not whole:
         roots.zero_()
@@ -216,6 +219,8 @@ def _smooth(given: Matrices, filtered: Gaussian, own: int, ends: Tensor, steady:
         jit.smooth_group(members, g, write, *arrays, own, end, steady, *out)
 
     lanes.parallel(some, len(jobs))
+    if of is not None:
+        roots, joined = roots[:, of], joined[:, of]
     return filtered.mean, roots, joined
 
 
