@@ -166,7 +166,7 @@ class Cubature(Linearisation):
         >>> import torch
         >>> from statespan import GaussianBelief
         >>> z = GaussianBelief(torch.zeros(2), torch.eye(2))
-        >>> Cubature()(lambda z, u: (z.square().sum(-1, keepdim=True), torch.eye(1)), z, None).offset
+        >>> Cubature()(lambda z, u: (z.square().sum(-1, keepdim=True), torch.eye(1)), z, None).offset.round()
         tensor([2.])
     """
 
