@@ -73,8 +73,8 @@ from statespan.parts.initial import Start, Stationary
 from statespan.parts.inputs import Generator, Regimes, SoftmaxStart, SoftmaxTransition
 from statespan.parts.linear import Linear, Modulated, Scheduled
 from statespan.parts.low_rank import LowRank
-from statespan.parts.nonlinear import NonlinearGaussian
 from statespan.parts.memory import Remembering, RememberingStart, StationaryUnder
+from statespan.parts.nonlinear import NonlinearGaussian
 from statespan.parts.orders import HigherOrder
 from statespan.parts.sparse import Sparse
 from statespan.selection import align, compare, select_states

@@ -92,7 +92,7 @@ class Support(NamedTuple):
     """The vectors that can be observed at all.
 
     Args:
-        wrong: from rows (N, D), 0 where missing, and what of them is there, (N, D) bool, to what cannot be, (N, D) bool.
+        wrong: from rows (N, D), 0 where missing, and what of them is there, (N, D) bool, to what cannot be, the same.
         what: what they are, in words: "counts 0, 1, 2, ...".
     """
 
