@@ -35,7 +35,7 @@ table = torch.full((4, 4), 0.25, dtype=torch.float64)
 value = forward_backward(table[:2], table, likelihood)[0].sum()
 value = value + linear_log_softmax_gather(weight[:3], weight, None, torch.arange(3)).sum()
 value.backward()
-max_product(table[:2].log(), table.log(), likelihood.detach().log())
+max_product(table[:2].log(), table.log(), likelihood.detach().log().view(6, 4), torch.arange(6).view(3, 2))
 assert weight.grad.isfinite().all()
 """
 
