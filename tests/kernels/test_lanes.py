@@ -71,7 +71,7 @@ def test_the_package_may_be_read_only(tmp_path: Path, home: bool) -> None:
         cache.mkdir()
     else:
         cache.touch()
-    use = "max_product(torch.zeros(1, 2), torch.zeros(2, 2), torch.zeros(1, 1, 2))"
+    use = "max_product(torch.zeros(1, 2), torch.zeros(2, 2), torch.zeros(1, 2), torch.zeros(1, 1, dtype=torch.long))"
     folder = {"HOME": str(cache), "XDG_CACHE_HOME": str(cache), "LOCALAPPDATA": str(cache)}
     python(ALONE.format(path=str(copy)) + use, PYTHONDONTWRITEBYTECODE="1", **folder)
     assert (copy / "__pycache__").read_bytes() == b""
