@@ -70,7 +70,7 @@ def _statsmodels(model: Any, y: np.ndarray) -> Callable[[], Any]:
 
 
 def _simdkalman(model: Any, y: np.ndarray) -> Callable[[], Any]:
-    import simdkalman
+    import simdkalman  # pyright: ignore[reportMissingImports]
 
     given = _matrices(model)
     peer = simdkalman.KalmanFilter(given["A"], given["Q"], given["C"], given["R"])
