@@ -94,7 +94,7 @@ def test_geyser(tmp_path: Path):
 
 @pytest.mark.skipif(importlib.util.find_spec("vega_datasets") is None, reason="needs the package vega-datasets")
 def test_weather(tmp_path: Path):
-    answers = run("weather", "--states", 3, "--iterations", 12, "--out", tmp_path / "weather.png")
+    answers = run("weather", "--states", 2, "--iterations", 6, "--out", tmp_path / "weather.png")
     assert answers["with seasons"] > answers["without seasons"] + 0.1
     assert answers["filled"] < 5 < answers["flat"]
     assert 0.8 < answers["inside"] < 0.97
