@@ -164,8 +164,8 @@ def forecast(
     belief: Any = None,
 ) -> Forecast:
     """What comes after the end of each sequence."""
-    if steps < 1:
-        raise StatespanError(f"steps={steps}: forecast at least one step")
+    if not isinstance(steps, int) or steps < 1:
+        raise StatespanError(f"steps={steps!r}: forecast at least one step, a whole number of them")
     method = choose(model, method)
     with torch.no_grad(), seeded(seed):
         constants = method.constants(model)
