@@ -47,7 +47,7 @@ def _ours(model: Any, y: np.ndarray) -> Callable[[], Any]:
 
     def go() -> Any:
         with torch.no_grad():
-            return method.hindsight(model, prepare(model, method, data), None, data.shape, pairs=False)
+            return method.hindsight(model, prepare(model, method, data), None, data)
 
     return go
 

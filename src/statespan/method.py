@@ -62,6 +62,14 @@ class Trace(NamedTuple):
     pairs: Tensor | None = None
 
 
+class Hindsight(NamedTuple):
+    """Smoothed beliefs (T, B, ...), log p(y_t | y_<t) (T, B), and the joint law of neighbours if it was asked for."""
+
+    smoothed: Any
+    log_prob: Tensor
+    pairs: Tensor | None = None
+
+
 class Statistics(NamedTuple):
     """Expected statistics of the three parts, in their own forms; None for a part whose M-step has no closed form."""
 
@@ -133,6 +141,24 @@ class Method(ABC):
     ) -> tuple[Any, Tensor]:
         """`smooth`, and the joint p(z_t, z_{t+1} | y) of neighbours, (T - 1, B, ...); of normal states a covariance."""
         raise StatespanError(f"{type(self).__name__} knows no joint law of neighbouring states; smooth without pairs")
+
+    def hindsight(
+        self,
+        model: "statespan.model.StateSpace",
+        prepared: Prepared,
+        belief: Any,
+        data: Sequences,
+        pairs: bool = False,
+    ) -> Hindsight:
+        """`smooth` (or `smooth_pairs`) with log p; here by filtering once more, which many a method need not."""
+        joint = None
+        if pairs:
+            smoothed, joint = self.smooth_pairs(model, prepared, belief, data.shape)
+        else:
+            smoothed = self.smooth(model, prepared, belief, data.shape)
+        log_prob = run(model, self, data, belief, prepared=prepared).log_prob
+        assert log_prob is not None
+        return Hindsight(smoothed, log_prob, joint)
 
     @abstractmethod
     def emit(self, model: "statespan.model.StateSpace", constants: Tree, belief: Any, u: Tree) -> Any:

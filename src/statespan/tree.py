@@ -42,6 +42,11 @@ def replace_leaves(tree: Tree, new: Iterable[Tensor]) -> Tree:
     return _replaced(tree, iter(new))
 
 
+def add(a: Tree, b: Tree) -> Tree:
+    """Add two trees of sums, tensor by tensor."""
+    return replace_leaves(a, [x + y for x, y in zip(leaves(a), leaves(b), strict=True)])
+
+
 def _replaced(tree: Tree, new: Iterator[Tensor]) -> Tree:
     if isinstance(tree, Tensor):
         return next(new)

@@ -66,19 +66,14 @@ def smooth(
     pairs: bool = False,
 ) -> Posterior:
     """Smoothed beliefs; with `pairs` the joint law of neighbours too."""
-    method, joint = choose(model, method), None
+    method = choose(model, method)
     with torch.no_grad():
         prepared = prepare(model, method, data, belief=belief)
-        if pairs:
-            smoothed, joint = method.smooth_pairs(model, prepared, belief, data.shape)
-        else:
-            smoothed = method.smooth(model, prepared, belief, data.shape)
-        values = {name: layout.steps(value) for name, value in method.public(model, smoothed).summary().items()}
-        log_prob = run(model, method, data, belief, prepared=prepared).log_prob
-    assert log_prob is not None
-    if joint is not None:
-        values["pairs"] = layout._replace(lengths=[n - 1 for n in layout.lengths]).steps(joint)
-    return Posterior(values, *_scores(log_prob, layout, method.exact(model)))
+        known = method.hindsight(model, prepared, belief, data, pairs)
+        values = {name: layout.steps(value) for name, value in method.public(model, known.smoothed).summary().items()}
+    if known.pairs is not None:
+        values["pairs"] = layout._replace(lengths=[n - 1 for n in layout.lengths]).steps(known.pairs)
+    return Posterior(values, *_scores(known.log_prob, layout, method.exact(model)))
 
 
 def decode(model: Any, data: Sequences, layout: Layout, k: int | None, method: Method | None) -> Any:

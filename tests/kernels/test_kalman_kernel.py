@@ -101,7 +101,9 @@ def test_it_equals_the_scan(name: str, form: str):
         assert_close(fast.log_prob, slow.log_prob, **size)
         assert_close(fast.last.mean, slow.last.mean, **size)
         for method in (ss.Kalman(), ss.Kalman(steady=0.0)):
-            quick, plain = (m.hindsight(model, prepare(model, m, data), None, data.shape) for m in (method, Plain()))
+            quick, plain = (
+                m.hindsight(model, prepare(model, m, data), None, data, pairs=True) for m in (method, Plain())
+            )
             assert_close(quick.smoothed.mean[inside], plain.smoothed.mean[inside], **size)
             a, b = quick.smoothed.scale, plain.smoothed.scale
             assert_close((a @ a.mT)[inside], (b @ b.mT)[inside], **size)

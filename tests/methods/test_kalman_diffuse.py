@@ -98,7 +98,7 @@ def test_a_diffuse_start_equals_least_squares(state: int, observed: int, flat: i
         method = ss.Kalman()
         prepared = prepare(model, method, data)
         with torch.no_grad():
-            both, pairs, _ = method.hindsight(model, prepared, None, data.shape)
+            both, _, pairs = method.hindsight(model, prepared, None, data, pairs=True)
             again = smooth_backward(model, method, prepared, None, data.shape)
         assert_close(again.mean, both.mean, **size)
         for t in range(8):

@@ -51,7 +51,7 @@ def check(model: ss.StateSpace, y: torch.Tensor, u: torch.Tensor, joint: Joint) 
         assert_close(smoothed.log_prob, log, **SIZE)
         assert_close(smoothed.mean.flatten(), mean[:n], **SIZE)
         data, _ = ss.verbs.ask(model, y, inputs=u)
-        pairs = ss.Kalman().hindsight(model, prepare(model, ss.Kalman(), data), None, data.shape).pairs
+        pairs = ss.Kalman().hindsight(model, prepare(model, ss.Kalman(), data), None, data, pairs=True).pairs
         for t in range(joint.length):
             at, then = (
                 slice(t * joint.state, (t + 1) * joint.state),

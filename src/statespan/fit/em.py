@@ -14,7 +14,7 @@ from statespan.kernels.lanes import each
 from statespan.method import Method, Statistics, closed_parts, run, total, weighted
 from statespan.methods import method_for
 from statespan.sequences import Sequences
-from statespan.tree import Tree, leaves, replace_leaves
+from statespan.tree import add
 
 SMALLEST_GROUP = 8192
 """Steps below which sequences of unlike length stay together."""
@@ -164,11 +164,6 @@ def notes(model: Any, stats: Statistics | None) -> list[str]:
     owners = getattr(model.transition, "owners", None)
     unused = [] if stats is None else unused_states(stats.initial, stats.transition, owners)
     return unused + [note for part in model.parts for note in at_bounds(part)]
-
-
-def add(a: Tree, b: Tree) -> Tree:
-    """Add two trees of sums."""
-    return replace_leaves(a, [x + y for x, y in zip(leaves(a), leaves(b), strict=True)])
 
 
 def observations(data: Sequences) -> int:

@@ -16,7 +16,7 @@ from statespan.methods.forward import Forward, statistics_of
 from statespan.part import FiniteTransition
 from statespan.sequences import Sequences
 from statespan.shapes import Float
-from statespan.tree import Shared, Tree, leaves, replace_leaves
+from statespan.tree import Shared, Tree, add, leaves, replace_leaves
 
 SEGMENT = 2**23
 """Numbers (steps times sequences times states) of a segment, where its length is not given."""
@@ -143,7 +143,7 @@ class Checkpointed(Method):
         for s in self._back(model, constants, data, counting=True):
             first = s.posterior[0] if s.start == 0 else torch.zeros_like(s.posterior[0])
             new = statistics_of(model, s.data, first, s.posterior, s.counts)
-            total = new if total is None else _added(total, new)
+            total = new if total is None else add(total, new)
             log_probs.append(s.log_prob)
         assert total is not None
         return Expected(torch.cat(log_probs[::-1]), total)
@@ -249,10 +249,6 @@ class Checkpointed(Method):
             posterior = value.detach() * found.pop(0)
             counts = [x.detach() * found.pop(0) if x.requires_grad else x for x in free]
             yield Segment(start, window, posterior, replace_leaves(ready.moves.tables, counts), log_prob.detach())
-
-
-def _added(a: Tree, b: Tree) -> Tree:
-    return replace_leaves(a, [x + y for x, y in zip(leaves(a), leaves(b), strict=True)])
 
 
 @register(Checkpointed, FiniteTransition, keeps=("predicted", "filtered", "log_prob", "last"), devices=("cpu", "cuda"))

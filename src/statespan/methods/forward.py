@@ -9,6 +9,7 @@ from torch.distributions import Distribution
 from statespan.belief import Discrete, with_fed
 from statespan.method import (
     Expected,
+    Hindsight,
     Method,
     Prepared,
     Statistics,
@@ -132,6 +133,14 @@ class Forward(Method):
         """Likelihood times the gradient of log p: exact, through the scan or any kernel."""
         posterior, _, _ = expectations(model, self, prepared, belief, shape, counting=False)
         return Discrete(posterior)
+
+    def hindsight(self, model: Any, prepared: Prepared, belief: Any, data: Sequences, pairs: bool = False) -> Hindsight:
+        """The backward pass knows log p too."""
+        if pairs:
+            return super().hindsight(model, prepared, belief, data, pairs)
+        posterior, _, log_prob = expectations(model, self, prepared, belief, data.shape, counting=False)
+        log_prob = log_prob if data.lengths is None else torch.where(data.within, log_prob, 0.0)
+        return Hindsight(Discrete(posterior), log_prob)
 
     def smooth_pairs(
         self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]

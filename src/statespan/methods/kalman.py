@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 
 from statespan.belief import Diffuse, Gaussian
 from statespan.errors import StatespanError
-from statespan.method import Expected, Method, Prepared, Statistics, closed_parts, find_kernel, run
+from statespan.method import Expected, Hindsight, Method, Prepared, Statistics, closed_parts, find_kernel, run
 from statespan.part import Affine, GaussianInitial, LinearPart
 from statespan.parts.linear import apply, factor, lower, upright
 from statespan.sequences import Sequences
@@ -37,14 +37,6 @@ class Observation(NamedTuple):
     matrix: Tree
     scale: Tree
     log_prob: Tree
-
-
-class Hindsight(NamedTuple):
-    """Smoothed beliefs (T, B, ...), cov(z_t, z_{t+1} | y) (T - 1, B, D, D), zero past each end, and log p (T, B)."""
-
-    smoothed: Any
-    pairs: Tensor | None
-    log_prob: Tensor
 
 
 class Settled(NamedTuple):
@@ -205,38 +197,35 @@ class Kalman(Method):
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
         """The reversed conditionals of all steps at once, then one loop back."""
-        return self.hindsight(model, prepared, belief, shape, pairs=False).smoothed
+        return self.hindsight(model, prepared, belief, unseen(prepared, shape)).smoothed
 
     def smooth_pairs(
         self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
     ) -> tuple[Any, Float[Tensor, "T1 B D D"]]:
         """By `hindsight`."""
-        known = self.hindsight(model, prepared, belief, shape)
+        known = self.hindsight(model, prepared, belief, unseen(prepared, shape), pairs=True)
         assert known.pairs is not None
         return known.smoothed, known.pairs
 
-    def hindsight(
-        self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int], pairs: bool = True
-    ) -> Hindsight:
-        """Smoothed beliefs, the lag-one covariances of neighbours (where `pairs` asks for them), and log p.
+    def hindsight(self, model: Any, prepared: Prepared, belief: Any, data: Sequences, pairs: bool = False) -> Hindsight:
+        """Smoothed beliefs, log p, and with `pairs` cov(z_t, z_{t+1} | y), (T - 1, B, D, D), zero past each end.
 
         Source:
             Shumway and Stoffer, Time Series Analysis and Its Applications 2017, property 6.3: P_{t,t+1} = G_t P_{t+1}.
         """
-        ones = prepared.likelihoods.y.new_ones(shape, dtype=torch.bool)
-        blank = Sequences(observed=ones, lengths=prepared.lengths)
         found = find_kernel(model, self)
         if found and "smoothed" in found.keeps:
             keep = ("smoothed", "pairs", "log_prob") if pairs else ("smoothed", "log_prob")
-            trace = run(model, self, blank, belief, keep, prepared=prepared)
+            trace = run(model, self, data, belief, keep, prepared=prepared)
             if trace.smoothed is not None:
                 assert trace.log_prob is not None
-                return Hindsight(trace.smoothed, trace.pairs, trace.log_prob)
-        trace = run(model, self, blank, belief, ("filtered", "log_prob"), prepared=prepared)
+                return Hindsight(trace.smoothed, trace.log_prob, trace.pairs)
+        trace = run(model, self, data, belief, ("filtered", "log_prob"), prepared=prepared)
         filtered, log_prob = trace.filtered, trace.log_prob
         assert log_prob is not None
-        inside = None if prepared.lengths is None else blank.within[1:]
-        return Hindsight(*sweep(filtered, _moves_after(prepared.moves), inside, pairs), log_prob)
+        inside = None if prepared.lengths is None else data.within[1:]
+        smoothed, joint = sweep(filtered, _moves_after(prepared.moves), inside, pairs)
+        return Hindsight(smoothed, log_prob, joint)
 
     def breadth(self, model: Any) -> int:
         """The numbers of a covariance."""
@@ -250,7 +239,7 @@ class Kalman(Method):
             Shumway and Stoffer 1982; a missing coordinate stands with its own mean and covariance.
         """
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        known = self.hindsight(model, prepared, None, data.shape)
+        known = self.hindsight(model, prepared, None, data, pairs=True)
         mean, covariance = known.smoothed.mean, known.smoothed.scale @ known.smoothed.scale.mT
         if known.smoothed.factor is not None and bool(known.smoothed.factor.any()):
             raise StatespanError("EM: a sequence is too short to settle its diffuse start; leave it out, or use ss.SGD")
@@ -288,6 +277,11 @@ class Kalman(Method):
     def emit(self, model: Any, constants: Tree, belief: Any, u: Tree) -> Normal:
         """N(C m + d, C P C' + R)."""
         return emitted(model.emission.affine(u), belief.state)
+
+
+def unseen(prepared: Prepared, shape: tuple[int, int]) -> Sequences:
+    """The shape of the data alone: what was observed is in `prepared`."""
+    return Sequences(observed=prepared.likelihoods.y.new_ones(shape, dtype=torch.bool), lengths=prepared.lengths)
 
 
 def emitted(emission: Affine, belief: Any) -> Normal:

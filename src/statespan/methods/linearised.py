@@ -144,10 +144,12 @@ class Linearised(Method):
             before = tree_map(lambda a, b: torch.cat([a[None], b[:-1]]), start, known[0])
             move = model.transition.approximate(self.rule, before, u)
             moves = Affine(*[over_time(x, rank) for x, rank in zip(move, (2, 1, 2), strict=True)])
-            data = Sequences(y=prepared.likelihoods.y, observed=ones if there is None else there)
+            data = Sequences(
+                y=prepared.likelihoods.y, observed=ones if there is None else there, lengths=prepared.lengths
+            )
             told = observation(model.emission.approximate(self.rule, known[0], u), data)
             again = Prepared(moves, told, prepared.lengths)
-            found = self.kalman.hindsight(model, again, belief, shape, pairs)
+            found = self.kalman.hindsight(model, again, belief, data, pairs)
             known = found.smoothed, found.pairs
         return known
 
