@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from statespan.ladder import charts, records, report
+from statespan.ladder import charts, records, report, steps, terminal
 
 EXAMPLE = Path(__file__).with_name("results_example.json")
 VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
@@ -99,13 +99,6 @@ def test_example_page(example):
     assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page and "@media print" in page
 
 
-def test_write_makes_folder_and_one_file(example, tmp_path):
-    path = tmp_path / "new" / "report.html"
-    report.write(example, path)
-    assert path.read_text(encoding="utf-8") == report.render(example)
-    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
-
-
 def test_summary_says_what_the_numbers_say(example):
     text = check(report.render(example)).text
     assert "The best is LSTM , with a test perplexity of 50.9" in text
@@ -116,27 +109,27 @@ def test_summary_says_what_the_numbers_say(example):
 
 
 def test_walk_shares_add_up_and_join_over_a_missing_rung(results):
-    steps = report.walk(records.read(results))
-    assert [s.after.name for s in steps][-2:] == ["elman", "lstm"]
-    product = math.prod(s.ratio for s in steps)
+    taken = steps.walk(records.read(results))
+    assert [s.after.name for s in taken][-2:] == ["elman", "lstm"]
+    product = math.prod(s.ratio for s in taken)
     assert product == pytest.approx(50.9 / 121.4)
     by_name = {r["name"]: r for r in results["rungs"]}
     by_name["elman/multiplicative"]["test_perplexity"] = None
-    joined = report.walk(records.read(results))
-    assert len(joined) == len(steps) - 1
+    joined = steps.walk(records.read(results))
+    assert len(joined) == len(taken) - 1
     step = next(s for s in joined if s.after.name == "elman")
     assert step.before.name == "elman/multiplicative-one-matrix"
     assert ", and " in step.words
 
 
 def test_side_steps_find_their_neighbour(results):
-    steps = {s.after.name: s for s in report.side_steps(records.read(results))}
-    assert steps["hmm/addition-raw"].before.name == "hmm/addition"
-    assert steps["hmm/em"].words == "trained by EM instead of SGD"
-    assert steps["hmm/wide"].words == "256 wide instead of 80"
-    assert "kneser-ney-5" not in steps
+    beside = {s.after.name: s for s in steps.side_steps(records.read(results))}
+    assert beside["hmm/addition-raw"].before.name == "hmm/addition"
+    assert beside["hmm/em"].words == "trained by EM instead of SGD"
+    assert beside["hmm/wide"].words == "256 wide instead of 80"
+    assert "kneser-ney-5" not in beside
     results["rungs"].append(results["rungs"][0] | {"name": "mine", "from": "gru", "step": "my own change"})
-    mine = next(s for s in report.side_steps(records.read(results)) if s.after.name == "mine")
+    mine = next(s for s in steps.side_steps(records.read(results)) if s.after.name == "mine")
     assert (mine.before.name, mine.words) == ("gru", "my own change")
 
 
@@ -158,7 +151,7 @@ def test_every_text_is_escaped(results):
     assert "<b onclick" not in page and "\x00" not in page and "\ud800" not in page
     assert "&lt;script&gt;" in page
     page.encode("utf-8")
-    shown = printed(report.table(bad))
+    shown = printed(terminal.table(bad))
     assert "\x1b" not in shown
 
 
@@ -179,27 +172,27 @@ def test_unfinished_rung(results, bad):
     results["rungs"][0]["note"] = "stopped by hand"
     found = check(report.render(results))
     assert "stopped by hand" in found.text
-    assert printed(report.table(results)).count("not finished") == 2
+    assert printed(terminal.table(results)).count("not finished") == 2
 
 
 def test_nothing_finished(results):
     found = check(report.render(strip(results)))
     assert "No rung has finished yet." in found.text
     assert "No rung has finished" in found.text
-    assert "not finished" in printed(report.table(strip(results)))
+    assert "not finished" in printed(terminal.table(strip(results)))
 
 
 @pytest.mark.parametrize("results", [{}, {"rungs": []}, {"rungs": [{"name": "hmm"}]}, {"rungs": [{"name": ""}]}])
 def test_almost_nothing(results):
     check(report.render(results))
-    printed(report.table(results))
+    printed(terminal.table(results))
 
 
 @pytest.mark.parametrize("keep", [{"hmm"}, {"hmm", "lstm"}, {"kneser-ney-2"}, {"elman", "elman/softmax"}])
 def test_a_few_rungs(results, keep):
     results["rungs"] = [r for r in results["rungs"] if r["name"] in keep]
     check(report.render(results))
-    printed(report.table(results))
+    printed(terminal.table(results))
 
 
 def test_lstm_that_loses_and_rung_that_diverged(results):
@@ -266,7 +259,7 @@ def printed(table, width=100):
 
 
 def test_table_fits_and_keeps_ladder_order(example):
-    shown = printed(report.table(example))
+    shown = printed(terminal.table(example))
     assert max(map(len, shown.splitlines())) <= 100
     assert "…" not in shown
     lines = [line.split()[0] for line in shown.splitlines() if line.strip()]
@@ -275,7 +268,7 @@ def test_table_fits_and_keeps_ladder_order(example):
 
 
 def test_table_takes_names_literally():
-    shown = printed(report.table({"rungs": [{"name": "[bold]x[/nope]", "test_perplexity": 3.0}]}))
+    shown = printed(terminal.table({"rungs": [{"name": "[bold]x[/nope]", "test_perplexity": 3.0}]}))
     assert "[bold]x[/nope]" in shown
 
 

@@ -50,7 +50,7 @@ def ladder_run(
     """Train the rungs of a recipe on one text, and write the report."""
     from statespan.ladder import material as texts
     from statespan.ladder import recipe as recipes
-    from statespan.ladder import report, terminal
+    from statespan.ladder import terminal
     from statespan.ladder.run import Run
 
     path, own = _recipe(recipe), _own(text, tagged, data)
@@ -80,7 +80,7 @@ def ladder_run(
     finally:  # a run that was stopped has its report too
         results = run.results(shlex.join(["statespan", *sys.argv[1:]]))
         written = run.write(results)
-    screen.print(report.table(results))
+    screen.print(terminal.table(results))
     screen.print(f"report: {written}", soft_wrap=True)
     screen.print(f"models: {run.out}/*/model.safetensors, for statespan generate and ss.load", soft_wrap=True)
     if open_report:
@@ -159,7 +159,7 @@ def ladder_report(
     target = (directory if directory.is_dir() else directory.parent) / "report.html"
     write_bytes(target, report.render(results).encode())
     screen = terminal.console()
-    screen.print(report.table(results))
+    screen.print(terminal.table(results))
     screen.print(f"report: {target}", soft_wrap=True)
 
 

@@ -143,7 +143,7 @@ def _by_belief(model: Any, material: Material, kinds: dict[str, str]) -> dict[st
         each = torch.nn.functional.one_hot(gold[rows].flatten()[known], count).double()
         for name, kept in kinds.items():
             counts[name] += _probs(getattr(trace, kept)).flatten(0, 1)[known].double().T @ each
-    tables = {name: _rows(table) for name, table in counts.items()}
+    tables = {name: tagging.conditional(table) for name, table in counts.items()}
     tallies = dict.fromkeys(kinds, tagging.Tally(0, 0))
     words, gold = stream(material.test, COLUMNS), stream(material.test_tags, COLUMNS)
     for rows, trace in _walk(model, words, keep, width):
@@ -191,9 +191,3 @@ def _first(sentences: list[Tensor], tokens: int) -> int:
 def _probs(belief: Any) -> Tensor:
     """The probabilities in a belief about a distribution."""
     return belief.state.probs
-
-
-def _rows(counts: Tensor) -> Tensor:
-    """Counts as rows that sum to one; a state that was never there takes the sum of all."""
-    counts = torch.where(counts.sum(1, keepdim=True) > 0, counts, counts.sum(0))
-    return counts / counts.sum(1, keepdim=True)

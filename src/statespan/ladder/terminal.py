@@ -1,17 +1,28 @@
 """A run of the ladder as a terminal shows it: bars where there is a screen, a line a row where there is none."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Column
+from rich.table import Column, Table
 from rich.text import Text
 
+from statespan.ladder import charts
 from statespan.ladder.estimate import Estimate
 from statespan.ladder.material import Material
 from statespan.ladder.recipe import Recipe
-from statespan.ladder.records import show_clock, show_count, show_duration, show_perplexity
+from statespan.ladder.records import (
+    number,
+    read,
+    show_clock,
+    show_count,
+    show_duration,
+    show_perplexity,
+    show_size,
+    text,
+)
 from statespan.ladder.workers import Event, Failed, Finished, Moved, Started
 from statespan.language.training import Progress as Training
 
@@ -123,3 +134,76 @@ class _Left(ProgressColumn):
         if task.total and task.completed and task.elapsed:
             left = task.elapsed * (task.total / task.completed - 1)
         return Text(f"{show_clock(left, '?'):>7s} left", style="cyan")
+
+
+COLOURS = {
+    "belief": "blue",
+    "distribution": "cyan",
+    "positive": "yellow",
+    "real": "magenta",
+    "none": "bright_black",
+}
+"""Of a bar, by kind of state."""
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """The ladder as a table for the terminal, 100 columns wide at most.
+
+    Args:
+        results: What `load` returns.
+
+    Returns:
+        A `rich.table.Table`, in ladder order.
+    """
+    rungs = read(results)
+    budget = number(results.get("budget"))
+    each = f", {show_count(budget)} parameters a rung" if budget is not None else ""
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        title=Text(f"{text(results.get('title')) or 'The ladder'}: test perplexity, state carried{each}"),
+    )
+    made.add_column("rung", no_wrap=True, max_width=33, overflow="ellipsis")
+    made.add_column("perplexity", justify="right", no_wrap=True, min_width=12)
+    made.add_column("", no_wrap=True, min_width=12, max_width=12)
+    for heading in ("width", "params", "words/s", "min"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    equal = [r.test for r in rungs if r.test is not None]
+    ordered = sorted(equal)
+    high = min(max(equal), 4 * ordered[len(ordered) // 2]) if equal else 1.0
+    axis = charts.Axis(min(equal, default=1.0) / 1.25, high * 1.0001)
+    best = min((r.test for r in rungs if r.test is not None and not r.own_width), default=None)
+    marks = set()
+    section = ""
+    for rung in rungs:
+        if section and rung.section != section:
+            made.add_section()
+        section = rung.section
+        label = Text(rung.name)
+        if rung.by_em:
+            label.append(" *")
+            marks.add("* trained by EM")
+        if rung.own_width and not rung.counts:
+            label.append(" †")
+            marks.add("† at its own width, not at the budget")
+        if rung.test is None:
+            shown, bar = Text("not finished", style="red"), Text("")
+        else:
+            shown = Text(show_perplexity(rung.test), style="bold" if rung.test == best else "")
+            bar = Text(_bar(axis.at(rung.test) / 100, 12), style=COLOURS[rung.state])
+        made.add_row(
+            label,
+            shown,
+            bar,
+            show_count(rung.width),
+            show_size(rung.parameters),
+            show_size(rung.speed),
+            "–" if rung.seconds is None else f"{rung.seconds / 60:.1f}",
+        )
+    if marks:
+        made.caption = Text("   ".join(sorted(marks)))
+    return made
+
+
+def _bar(share: float, width: int) -> str:
+    eighths = round(share * width * 8)
+    return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")

@@ -131,6 +131,21 @@ def encode_tags(
     return [torch.tensor([*(ids.get(tag, -1) for tag in line), -1]) for line in _tags(sentences, mapping)]
 
 
+def conditional(counts: Tensor) -> Tensor:
+    """Counts as p(column | row), n(r, c) / n(r); a row that was never there takes the sum of all, p(column).
+
+    Args:
+        counts: (R, C), not negative.
+
+    Examples:
+        >>> conditional(torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
+        tensor([[0.2500, 0.7500],
+                [0.2500, 0.7500]])
+    """
+    counts = torch.where(counts.sum(1, keepdim=True) > 0, counts, counts.sum(0))
+    return counts / counts.sum(1, keepdim=True)
+
+
 def tag_given_word(words: Tensor, tags: Tensor, vocabulary_size: int, tags_count: int) -> Tensor:
     """How often each word has each tag: p(t | w) = n(w, t) / n(w).
 
@@ -162,7 +177,7 @@ def tag_given_word(words: Tensor, tags: Tensor, vocabulary_size: int, tags_count
     """
     counts = _counts(words, tags, vocabulary_size, tags_count, "tag_given_word")
     seen = counts.sum(1, keepdim=True) > 0
-    return _rows(torch.where(seen, counts, counts[Vocabulary.unk]))
+    return conditional(torch.where(seen, counts, counts[Vocabulary.unk]))
 
 
 def tag_given_state(states: Tensor, tags: Tensor, states_count: int, tags_count: int) -> Tensor:
@@ -187,7 +202,7 @@ def tag_given_state(states: Tensor, tags: Tensor, states_count: int, tags_count:
         tensor([[0.3333, 0.6667],
                 [1.0000, 0.0000]], dtype=torch.float64)
     """
-    return _rows(_counts(states, tags, states_count, tags_count, "tag_given_state"))
+    return conditional(_counts(states, tags, states_count, tags_count, "tag_given_state"))
 
 
 def next_word_tag_accuracy(word_log_probs: Tensor, table: Tensor, gold: Tensor) -> Tally:
@@ -348,12 +363,6 @@ def _counts(rows: Tensor, tags: Tensor, rows_count: int, tags_count: int, place:
 def _known(rows: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
     known = (tags >= 0) & (rows >= 0) if rows.dim() == 1 else tags >= 0
     return rows[known], tags[known]
-
-
-def _rows(counts: Tensor) -> Tensor:
-    """Counts as row-stochastic probabilities; an empty row takes the sum of all."""
-    counts = torch.where(counts.sum(1, keepdim=True) > 0, counts, counts.sum(0))
-    return counts / counts.sum(1, keepdim=True)
 
 
 def _range(numbers: Tensor, count: int, place: str) -> None:
