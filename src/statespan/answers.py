@@ -41,6 +41,11 @@ class Posterior(NamedTuple):
         return self._value("probs")
 
     @property
+    def marginals(self) -> Any:
+        """State probabilities of each of several chains, (N, T, C, K); zero past a chain's own states."""
+        return self._value("marginals")
+
+    @property
     def states(self) -> Any:
         """The most probable state of each step by itself, (N, T); the likeliest path is `model.decode`."""
         probs = self.probs

@@ -166,11 +166,13 @@ def factorial_hmm(
 
     p(z, y) = product over chains of p(z of the chain) x product of p(y_t | z_t of all chains). The state is the joint
     one, the last chain fastest: `model.transition.split` takes paths apart, `.marginals` probabilities, and `.join`
-    puts states together. Inference is exact, one push a chain; K = the product of `states` joint states are kept.
+    puts states together. Inference is exact, one push a chain; K = the product of `states` joint states are kept. Where
+    those are too many, `StructuredMeanField()` answers approximately, with a bound of log p(y).
 
     Args:
         states: K_1, K_2, ..., how many each chain has.
-        emission: an emission part of the joint state, such as `Gaussian(dim)`, sized to K.
+        emission: an emission part of the joint state, such as `Gaussian(dim)`, sized to K; or one to which each chain
+            adds its own, `AdditiveGaussian(dim)` or `AdditivePoisson(dim)`.
         initial: a list of (K_c,) probabilities, or of initial parts; `Stationary()`; or an initial part of the joint.
         transition: a list of (K_c, K_c) probabilities, or of matrix transition parts.
         dtype: float64 unless you say otherwise.
@@ -207,6 +209,8 @@ def factorial_hmm(
         elif not isinstance(initial, nn.Module):
             each = [_chain(x, f"factorial_hmm(initial=[{i}])", 1, Start, given) for i, x in enumerate(initial)]
             initial = FactorialStart([_sized(x, size) for x, size in zip(each, chains.sizes, strict=True)])
+    with seeded(seed):
+        emission = emission.of_chains(chains.sizes) if hasattr(emission, "of_chains") else emission
     model = hmm(chains.states, emission, initial, chains, dtype, device, seed)
     for part, probs in given:
         part.set_probs(probs)

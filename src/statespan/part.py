@@ -1,7 +1,7 @@
 """What a part is: a conditional distribution as an nn.Module, and the interfaces that methods ask of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -283,6 +283,53 @@ class FiniteEmission(ABC):
     @abstractmethod
     def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The mean (for symbols the mode) of y under state probabilities (T, B, K) and what of y is there."""
+
+
+class AdditiveEmission(FiniteEmission):
+    """p(y_t | one state of each of C chains), where each chain adds a contribution of its own.
+
+    As an emission of finite states its K = K_1 K_2 ... are the joint ones, the last chain's fastest. What follows lets
+    a method keep the chains apart: a table (..., K_c) a chain in place of one (..., K).
+    """
+
+    sizes: tuple[int, ...]
+
+    def sized(self, states: int) -> "AdditiveEmission":
+        """Itself, if it knows its chains; their product alone does not tell them.
+
+        Raises:
+            StatespanError: it does not.
+        """
+        if self.sizes:
+            return self
+        name = type(self).__name__
+        raise StatespanError(f"{name} is shared by chains: give {name}(chains=[2, 3]), or use ss.factorial_hmm")
+
+    @abstractmethod
+    def of_chains(self, sizes: Sequence[int]) -> "AdditiveEmission":
+        """The same emission for chains of these sizes, if it has none yet."""
+
+    @abstractmethod
+    def apart(self, z: Tensor) -> Distribution:
+        """The distribution of y given one state of each chain, (..., C) integers."""
+
+    @abstractmethod
+    def evidence(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tree) -> Tree:
+        """What `expected` needs of the data: all that depends on no chain."""
+
+    @abstractmethod
+    def expected(self, chain: int, others: Sequence[Tensor], evidence: Tree) -> Tensor:
+        """E log p(y_t | z of `chain` = k, the rest), (T, B, K_c), the rest independent and as (T, B, K_c') each."""
+
+    @abstractmethod
+    def chain_statistics(
+        self, y: Tensor, u: Tree, chains: Sequence[Tensor], weights: Tensor, observed: Tensor | None
+    ) -> Tree:
+        """`statistics` under independent chains (T, B, K_c), each step as often as its weight (T, B)."""
+
+    @abstractmethod
+    def chain_fill(self, y: Tensor, u: Tree, observed: Tensor | None, chains: Sequence[Tensor]) -> Tensor:
+        """`fill` under independent chains (T, B, K_c)."""
 
 
 # --------------------------------------------------------------------------------------- linear Gaussian

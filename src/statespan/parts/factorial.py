@@ -15,6 +15,10 @@ from statespan.shapes import Float
 from statespan.tree import Shared, Tree
 
 
+MOST = 2**24
+"""Joint states at most: a table of more is refused."""
+
+
 class FactorialStart(Part, FiniteInitial, Generative):
     """Each chain starts by itself: p(z_1) = product over chains of p(z_1 of the chain).
 
@@ -37,7 +41,16 @@ class FactorialStart(Part, FiniteInitial, Generative):
         return (list(self.starts),), {}
 
     def probs(self) -> Tensor:
-        """(K,), sums to one; the last chain's state runs fastest."""
+        """(K,), sums to one; the last chain's state runs fastest.
+
+        Raises:
+            StatespanError: more joint states than a table can have.
+        """
+        if self.states > MOST:
+            raise StatespanError(
+                f"{len(self.sizes)} chains have {self.states:,} joint states, too many for exact answers; give "
+                "method=ss.StructuredMeanField(), with an emission to which each chain adds its own"
+            )
         parts: list[Any] = list(self.starts)
         joint = parts[0].probs()
         for part in parts[1:]:

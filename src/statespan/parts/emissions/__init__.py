@@ -1,5 +1,6 @@
 """What a finite state emits."""
 
+from statespan.parts.emissions.additive import AdditiveGaussian, AdditivePoisson
 from statespan.parts.emissions.bounded import Beta, VonMises
 from statespan.parts.emissions.categorical import Categorical
 from statespan.parts.emissions.common import stochastic
@@ -14,6 +15,8 @@ from statespan.parts.emissions.regression import LinearRegression, LogisticRegre
 from statespan.parts.emissions.student import StudentT
 
 __all__ = [
+    "AdditiveGaussian",
+    "AdditivePoisson",
     "Bernoulli",
     "Beta",
     "Categorical",

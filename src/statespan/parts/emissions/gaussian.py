@@ -12,6 +12,7 @@ from torch.distributions import Distribution, MixtureSameFamily, MultivariateNor
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, Generative, Part
 from statespan.parts.emissions.common import spread_out
+from statespan.parts.emissions.normal import floored
 from statespan.parts.priors import NormalInverseWishart
 from statespan.sequences import Event
 from statespan.shapes import Float
@@ -326,7 +327,7 @@ class Gaussian(Part, FiniteEmission, Generative):
         else:
             total = (weight + prior.extra(self.dim)).clamp_min(torch.finfo(weight.dtype).tiny)
             covariance = (scatter + prior.psi(mean)) / total[:, None, None]
-        covariance = _floored(self._restricted(covariance), self.floor)
+        covariance = floored(self._restricted(covariance), self.floor)
         keep = seen[:, None, None] if self.kind != "tied" else torch.ones_like(seen)[:, None, None]
         self.set_moments(mean, torch.where(keep, covariance, self.covariance))
 
@@ -345,7 +346,7 @@ class Gaussian(Part, FiniteEmission, Generative):
             return
         centred = points - points.mean(0)
         covariance = self._restricted((centred.T @ centred / len(points)).expand(len(self.mean), -1, -1))
-        self.set_moments(spread_out(points, len(self.mean))[0], _floored(covariance, self.floor))
+        self.set_moments(spread_out(points, len(self.mean))[0], floored(covariance, self.floor))
 
     def _restricted(self, covariance: Tensor) -> Tensor:
         """The covariances (K, D, D) as the kind allows: their diagonals, or the mean of those."""
@@ -381,13 +382,6 @@ def _moments(mean: Any, covariance: Any) -> tuple[Tensor, Tensor]:
 def _diagonal_shape(kind: str, states: int, dim: int) -> tuple[int, int]:
     """How many variances there are."""
     return (1 if kind == "tied" else states, 1 if kind == "spherical" else dim)
-
-
-def _floored(covariance: Tensor, floor: float) -> Tensor:
-    """Covariances with every eigenvalue below `floor` raised to it: the likeliest of those with none below it."""
-    values, vectors = torch.linalg.eigh(covariance)
-    raised = vectors @ torch.diag_embed(values.clamp_min(floor)) @ vectors.mT
-    return torch.where((values < floor).any(-1)[..., None, None], raised, covariance)
 
 
 def _log_normal(y: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:

@@ -60,3 +60,10 @@ def completed(x: Tensor, observed: Tensor | None, covariance: Tensor) -> Iterato
         rest = torch.zeros_like(covariance)
         rest[:, gone[:, None], gone] = covariance[:, gone][:, :, gone] - gain @ covariance[:, there][:, :, gone]
         yield rows, some, rest
+
+
+def floored(covariance: Tensor, floor: float) -> Tensor:
+    """Covariances with every eigenvalue below `floor` raised to it: the likeliest of those with none below it."""
+    values, vectors = torch.linalg.eigh(covariance)
+    raised = vectors @ torch.diag_embed(values.clamp_min(floor)) @ vectors.mT
+    return torch.where((values < floor).any(-1)[..., None, None], raised, covariance)
