@@ -1,5 +1,10 @@
 """A hidden Markov model as a scikit-learn estimator: a sample is a whole sequence."""
 
+# ruff: noqa: E402  (what is missing is said before it is imported)
+from statespan.compat import need_sklearn
+
+need_sklearn()
+
 import copy
 from typing import Any
 
