@@ -10,10 +10,14 @@ import pytest
 import torch
 
 import statespan as ss
+from statespan.ladder import together, workers
+from statespan.ladder.material import Material
+from statespan.ladder.recipe import Entry, Recipe, Text
+from statespan.ladder.run import Run
 from statespan.language import parallel
 from statespan.language.expectation import EMTrainer
 from statespan.language.training import Stopped, Trainer, Training
-from statespan.language.vocabulary import stream
+from statespan.language.vocabulary import Vocabulary, stream
 
 V, EOS = 7, 1
 HOW = Training(optimizer="sgd", learning_rate=0.5, batch=4, window=4, epochs=2, evaluations=2, reset=0.3, average=0.5)
@@ -55,13 +59,24 @@ def numbers(folder: Path) -> dict[str, list[torch.Tensor]]:
     return {name: [p.detach() for p in model.parameters()] for name, model in found.items()}
 
 
+def ladder(folder: Path) -> list[float]:
+    """Test perplexities of a run of the ladder, whose folder only the first process writes."""
+    parts = {"train": sentences(40), "valid": sentences(8, 3), "test": sentences(8, 4)}
+    text = Material("toy", Vocabulary([f"w{i}" for i in range(2, V)]), **parts)
+    entries = (Entry("hmm", "hmm", width=3, how=HOW), Entry("em", "hmm", trainer="EM", width=3, iterations=2))
+    run = Run(Recipe("toy", Text(train="none"), entries, references=(2,)), text, folder / "ladder")
+    events = list(together.execute(run.recipe, run.todo, text, run.out))
+    assert [event.name for event in events] == ["hmm", "hmm", "em", "em"]
+    return [event.record["test_perplexity"] for event in events if isinstance(event, workers.Finished)]
+
+
 def main(folder: str) -> None:
     """What each of two processes runs."""
     torch.set_num_threads(1)
     with parallel.together():
         assert parallel.processes() == 2
         found = numbers(Path(folder))
-        torch.save(found, Path(folder) / f"found.{parallel.place()}.pt")
+        torch.save((found, ladder(Path(folder))), Path(folder) / f"found.{parallel.place()}.pt")
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path, monkeypatch):
@@ -88,7 +103,11 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, monkeypatch):
     ]
     assert [process.wait(timeout=240) for process in both] == [0, 0]
     alone = numbers(tmp_path / "one")
-    first, second = (torch.load(tmp_path / "two" / f"found.{rank}.pt") for rank in range(2))
+    rungs = ladder(tmp_path / "one")
+    (first, one), (second, other) = (torch.load(tmp_path / "two" / f"found.{rank}.pt") for rank in range(2))
+    assert one == other == pytest.approx(rungs, rel=1e-4), "rows of the ladder are those of one process"
+    kept = {file.name for file in (tmp_path / "two" / "ladder").rglob("*") if file.is_file()}
+    assert kept == {"model.safetensors", "record.json"}, "the first process alone writes"
     for name, want in alone.items():
         for mine, other, expected in zip(first[name], second[name], want, strict=True):
             assert torch.equal(mine, other), "the processes hold the same bits"

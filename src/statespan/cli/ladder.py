@@ -48,10 +48,31 @@ def ladder_run(
     open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser when done.")] = False,
 ) -> None:
     """Train the rungs of a recipe on one text, and write the report."""
+    from statespan.language import parallel
+
+    with parallel.together():
+        _run(recipe, out, resume, text, tagged, data, only, epochs, open_report)
+
+
+def _run(
+    recipe: str,
+    out: Path | None,
+    resume: bool,
+    text: Path | None,
+    tagged: Path | None,
+    data: Path | None,
+    only: str | None,
+    epochs: int | None,
+    open_report: bool,
+) -> None:
+    """What `ladder run` does, in one process or in each of several."""
+    from dataclasses import replace
+
     from statespan.ladder import material as texts
     from statespan.ladder import recipe as recipes
     from statespan.ladder import terminal
     from statespan.ladder.run import Run
+    from statespan.language import parallel
 
     path, own = _recipe(recipe), _own(text, tagged, data)
     plan = recipes.read(path)
@@ -60,6 +81,8 @@ def ladder_run(
         plan = recipes.on_own_text(plan, own, form)
     if only is not None:
         plan = recipes.only(plan, only)
+    if parallel.processes() > 1:  # they share a row, so rows come one at a time
+        plan = replace(plan, workers=1)
     screen = terminal.console()
     material = texts.read(plan.text, data or path.parent)
     terminal.say_text(screen, material)
@@ -83,7 +106,7 @@ def ladder_run(
     screen.print(terminal.table(results))
     screen.print(f"report: {written}", soft_wrap=True)
     screen.print(f"models: {run.out}/*/model.safetensors, for statespan generate and ss.load", soft_wrap=True)
-    if open_report:
+    if open_report and parallel.place() == 0:
         webbrowser.open(written.resolve().as_uri())
     if run.failures:
         others = len(run.failures) - 1

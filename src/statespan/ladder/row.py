@@ -12,6 +12,7 @@ from statespan.ladder import findings
 from statespan.ladder.material import Material
 from statespan.ladder.recipe import Entry
 from statespan.ladder.rungs import BAYES, FORGET, GRU, JORDAN, LADDER, LSTM, Kind, Rung, count, find, ladder, width_for
+from statespan.language import parallel
 from statespan.language.expectation import EMTrainer
 from statespan.language.scoring import score_sentences, score_stream
 from statespan.language.training import Curve, Progress, Stopped, Trainer, never
@@ -161,7 +162,8 @@ def train(
     record["tags"] = findings.tags(model, rung, material) if material.tags else None
     record["seconds"] = spent + time.perf_counter() - began
     extra = {"vocabulary": material.vocabulary.to_json(), "level": material.level, "rung": entry.rung}
-    save(model, folder / MODEL, extra | {"text": material.name})
+    if parallel.place() == 0:
+        save(model, folder / MODEL, extra | {"text": material.name})
     return record
 
 

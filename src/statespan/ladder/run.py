@@ -15,10 +15,11 @@ import torch
 
 from statespan.files import write_bytes
 from statespan.ladder import material as texts
-from statespan.ladder import report, row, workers
+from statespan.ladder import report, row, together, workers
 from statespan.ladder.estimate import Estimate, estimate
 from statespan.ladder.material import Material
-from statespan.ladder.recipe import Recipe
+from statespan.ladder.recipe import Entry, Recipe
+from statespan.language import parallel
 from statespan.language.ngrams import KneserNey
 from statespan.version import __version__
 
@@ -47,7 +48,8 @@ class Run:
         self.recipe, self.material, self.out = recipe, material, out
         self.began = time.time()
         self.described = [row.describe(entry, len(material.vocabulary)) for entry in recipe.entries]
-        texts.store(material, out / TEXT)
+        if parallel.processes() == 1:  # for workers; those that torchrun started have read it
+            texts.store(material, out / TEXT)
         digest = material.digest
         self.records: dict[str, dict[str, Any]] = {}
         self.failures: dict[str, str] = {}
@@ -56,7 +58,7 @@ class Run:
                 workers.forget(out, entry)
             elif (record := workers.finished(out, entry, recipe, digest)) is not None:
                 self.records[entry.name] = record
-        self.todo = [entry for entry in recipe.entries if entry.name not in self.records]
+        self.todo: list[Entry] = parallel.agreed([e for e in recipe.entries if e.name not in self.records])
         self.counts: list[dict[str, Any]] = []
 
     def estimate(self) -> Estimate:
@@ -66,11 +68,17 @@ class Run:
     def train(self, seconds: dict[str, float]) -> Generator[workers.Event]:
         """Train what is to do; yields what happens. Closing the iterator stops the workers, their state kept.
 
+        Processes that `torchrun` started train each row together; one alone hands the rows to workers.
+
         Args:
             seconds: how long each row should take, by name: the longest is begun first.
         """
         self.counts = references(self.recipe, self.material)
-        with closing(workers.execute(self.recipe, self.todo, self.out / TEXT, self.out, seconds)) as events:
+        if parallel.processes() > 1:
+            made = together.execute(self.recipe, self.todo, self.material, self.out)
+        else:
+            made = workers.execute(self.recipe, self.todo, self.out / TEXT, self.out, seconds)
+        with closing(made) as events:
             for event in events:
                 if isinstance(event, workers.Finished):
                     self.records[event.name] = event.record
@@ -114,13 +122,15 @@ class Run:
         }
 
     def write(self, results: dict[str, Any]) -> Path:
-        """Write `results.json` and the report; returns the report's path.
+        """Write `results.json` and the report; returns the report's path. Of several processes, the first does.
 
         Raises:
             StatespanError: a file cannot be written.
         """
-        write_bytes(self.out / "results.json", json.dumps(_plain(results), indent=1, allow_nan=False).encode())
         target = self.out / "report.html"
+        if parallel.place():
+            return target
+        write_bytes(self.out / "results.json", json.dumps(_plain(results), indent=1, allow_nan=False).encode())
         write_bytes(target, report.render(results).encode())
         (self.out / TEXT).unlink(missing_ok=True)
         return target

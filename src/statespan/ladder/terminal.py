@@ -24,6 +24,7 @@ from statespan.ladder.records import (
     text,
 )
 from statespan.ladder.workers import Event, Failed, Finished, Moved, Started
+from statespan.language import parallel
 from statespan.language.training import Progress as Training
 
 PLAIN_WIDTH = 110
@@ -35,9 +36,10 @@ BESIDE_NAME = BAR_WIDTH + 5 + NOTE_WIDTH + LEFT_WIDTH + 4
 
 
 def console() -> Console:
-    """Standard output."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+    """Standard output; of several processes that train together, the first one's."""
+    quiet = parallel.place() > 0
+    found = Console(highlight=False, quiet=quiet)
+    return found if found.is_terminal else Console(highlight=False, quiet=quiet, width=PLAIN_WIDTH)
 
 
 def say_text(screen: Console, material: Material) -> None:

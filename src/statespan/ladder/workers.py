@@ -12,7 +12,7 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,8 +23,9 @@ import torch
 from statespan.errors import StatespanError
 from statespan.files import write_bytes
 from statespan.ladder import row
-from statespan.ladder.material import fetch
+from statespan.ladder.material import Material, fetch
 from statespan.ladder.recipe import Entry, Recipe, stamp
+from statespan.language import parallel
 from statespan.language.training import Curve, Progress, Stopped
 
 RECORD = "record.json"
@@ -157,9 +158,66 @@ def forget(out: Path, entry: Entry) -> None:
     folder = folder_of(out, entry)
     for name in (RECORD, TRIAL, ERROR, *row.CHECKPOINTS):
         try:
-            (folder / name).unlink(missing_ok=True)
+            parallel.own(folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise StatespanError(f"{folder}: cannot be emptied: {error.strerror}; give another --out") from None
+
+
+# ------------------------------------------------------------------------------------------------ a row
+
+
+def attempt(
+    job: Job,
+    recipe: Recipe,
+    material: Material,
+    out: Path,
+    told: Callable[[Progress], None],
+    asked: Callable[[], bool],
+) -> Event:
+    """Train what a job asks for and write what came of it, here and now.
+
+    Args:
+        job: the row, and how far.
+        recipe: its recipe.
+        material: the text.
+        out: the run's folder.
+        told: called a few times a second with a `Progress`.
+        asked: asked often whether to stop.
+
+    Returns:
+        That it is done, or left where it was asked to be, or why it failed.
+
+    Raises:
+        Stopped: `asked` said so; the same call goes on from there.
+    """
+    (entry, until), folder = job, folder_of(out, job.entry)
+    try:
+        mark = stamp(entry, recipe, material.digest)
+        if until:
+            curve = row.advance(entry, material, recipe.seed, folder, until, mark, told, asked)
+            _write(folder / TRIAL, {"stamp": mark, "until": until, "curve": curve})
+            return Paused(entry.name, until, curve)
+        record = row.train(entry, material, recipe.seed, folder, mark, told, asked)
+        _write(folder / RECORD, {"stamp": mark, "record": record})
+        for name in row.CHECKPOINTS:
+            parallel.own(folder / name).unlink(missing_ok=True)
+        return Finished(entry.name, record)
+    except StatespanError as error:
+        return Failed(entry.name, " ".join(str(error).split()))
+    except Stopped:
+        raise
+    except Exception as error:
+        where = folder / ERROR
+        with contextlib.suppress(StatespanError):
+            write_bytes(where, traceback.format_exc().encode())
+        line = " ".join(str(error).split())[:200]
+        return Failed(entry.name, f"rung {entry.name}: {type(error).__name__}: {line}; the traceback is in {where}")
+
+
+def _write(path: Path, kept: dict[str, Any]) -> None:
+    """Keep it as JSON; of several processes that train together, the first does."""
+    if parallel.place() == 0:
+        write_bytes(path, json.dumps(kept).encode())
 
 
 # ---------------------------------------------------------------------------------------------- a worker
@@ -171,7 +229,6 @@ class _Worker:
     def __init__(self, pipe: Connection, source: Path, out: Path, recipe: Recipe):
         self.pipe, self.out, self.recipe = pipe, out, recipe
         self.material = fetch(source)
-        self.digest = self.material.digest
         self.stopping = False
         # Ctrl-C reaches the whole group, but only the parent, which blocked it here, decides what it means.
         signal.signal(signal.SIGTERM, lambda number, frame: self.stop())
@@ -193,36 +250,9 @@ class _Worker:
         with contextlib.suppress(EOFError, OSError):
             while not self.stopping and (job := self.pipe.recv()) is not None:
                 self.say(Started(job.entry.name))
+                told = lambda progress, name=job.entry.name: self.say(Moved(name, progress))  # noqa: E731
                 with contextlib.suppress(Stopped):
-                    self.say(self.train(*job))
-
-    def train(self, entry: Entry, until: int) -> Event:
-        """One row, and what became of it."""
-        folder = folder_of(self.out, entry)
-        try:
-            mark = stamp(entry, self.recipe, self.digest)
-            told = lambda progress: self.say(Moved(entry.name, progress))  # noqa: E731
-            asked = lambda: self.stopping  # noqa: E731
-            if until:
-                curve = row.advance(entry, self.material, self.recipe.seed, folder, until, mark, told, asked)
-                kept = {"stamp": mark, "until": until, "curve": curve}
-                write_bytes(folder / TRIAL, json.dumps(kept).encode())
-                return Paused(entry.name, until, curve)
-            record = row.train(entry, self.material, self.recipe.seed, folder, mark, told, asked)
-            write_bytes(folder / RECORD, json.dumps({"stamp": mark, "record": record}).encode())
-            for name in row.CHECKPOINTS:
-                (folder / name).unlink(missing_ok=True)
-            return Finished(entry.name, record)
-        except StatespanError as error:
-            return Failed(entry.name, " ".join(str(error).split()))
-        except Stopped:
-            raise
-        except Exception as error:
-            where = folder / ERROR
-            with contextlib.suppress(StatespanError):
-                write_bytes(where, traceback.format_exc().encode())
-            line = " ".join(str(error).split())[:200]
-            return Failed(entry.name, f"rung {entry.name}: {type(error).__name__}: {line}; the traceback is in {where}")
+                    self.say(attempt(job, self.recipe, self.material, self.out, told, lambda: self.stopping))
 
 
 def _work(pipe: Connection, source: Path, out: Path, recipe: Recipe) -> None:

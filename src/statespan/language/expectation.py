@@ -163,7 +163,8 @@ class EMTrainer:
     def _groups(self) -> list[Any]:
         """This process's share of the sentences, in batches."""
         several = parallel.processes()
-        groups = batches(self.sentences, max(1, BATCH_NUMBERS // self.model.emission.states // several))
+        size = min(BATCH_NUMBERS // self.model.emission.states, self.tokens) // several
+        groups = batches(self.sentences, max(1, size))
         if several > 1 and (len(groups) < several or not closed_form(self.model)):
             raise StatespanError(
                 f"rung {self.name}: EM in {several} processes needs {several} batches of sentences and a closed form "

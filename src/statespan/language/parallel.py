@@ -6,6 +6,7 @@ One process alone is the case of one share: every function here then gives back 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,33 @@ def together() -> Iterator[None]:
         yield
     finally:
         group.destroy_process_group()
+
+
+def own(path: Path) -> Path:
+    """A file of this process alone, beside those of the others: the path itself for the first of them.
+
+    Examples:
+        >>> own(Path("checkpoint.safetensors")).name
+        'checkpoint.safetensors'
+    """
+    return path.with_suffix(f".{place()}{path.suffix}") if place() else path
+
+
+def agreed(fact: Any) -> Any:
+    """What the first process says, in all of them.
+
+    Args:
+        fact: anything that can be pickled.
+
+    Examples:
+        >>> agreed(["elman"])
+        ['elman']
+    """
+    if processes() == 1:
+        return fact
+    said = [fact]
+    group.broadcast_object_list(said)
+    return said[0]
 
 
 def columns(words: Tensor) -> Tensor:

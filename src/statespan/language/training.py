@@ -210,8 +210,8 @@ class Trainer:
         self._random: Tensor | None = None
         if parallel.processes() > train.shape[1]:
             raise StatespanError(f"{name}: {train.shape[1]} columns are too few for {parallel.processes()} processes")
-        if checkpoint is not None and parallel.place():
-            self.checkpoint = checkpoint.with_suffix(f".{parallel.place()}{checkpoint.suffix}")
+        if checkpoint is not None:
+            self.checkpoint = parallel.own(checkpoint)
         if parallel.processes() > 1:
             self._stamp = json.dumps([self._stamp, parallel.processes(), parallel.place()])
         if self.checkpoint is not None and self.checkpoint.exists():
