@@ -10,6 +10,7 @@ from statespan.belief import Gaussian as GaussianBelief
 from statespan.checking import check
 from statespan.errors import StatespanError
 from statespan.families import factorial_hmm, hmm, linear_gaussian, semi_markov
+from statespan.families_generalised import generalised_linear
 from statespan.families_switching import markov_switching
 from statespan.files import load
 from statespan.fit import EM, LBFGS, SGD, VI, Chain, OnlineEM
@@ -21,10 +22,13 @@ from statespan.ladder.rungs import LADDER, elman, gru, jordan, ladder, lstm
 from statespan.method import Method, register, registered, run, scan
 from statespan.methods import (
     Checkpointed,
+    ConditionalMoments,
     Cubature,
+    DiscreteKalman,
     Forward,
     GaussHermite,
     Kalman,
+    LaplaceApproximation,
     Linearised,
     MaxProduct,
     ParticleFilter,
@@ -96,11 +100,13 @@ __all__ = [
     "Categorical",
     "Chain",
     "Checkpointed",
+    "ConditionalMoments",
     "Cubature",
     "Dense",
     "Diffuse",
     "DiffuseStart",
     "Discrete",
+    "DiscreteKalman",
     "Emission",
     "Exponential",
     "FactorGaussian",
@@ -119,6 +125,7 @@ __all__ = [
     "Hidden",
     "HigherOrder",
     "Kalman",
+    "LaplaceApproximation",
     "Linear",
     "LinearRegression",
     "Linearised",
@@ -180,6 +187,7 @@ __all__ = [
     "elman",
     "factorial_hmm",
     "free_parameters",
+    "generalised_linear",
     "gru",
     "hmm",
     "jordan",

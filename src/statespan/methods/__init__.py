@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from statespan.errors import StatespanError
 from statespan.method import Method, lacks
 from statespan.methods.checkpointed import Checkpointed
+from statespan.methods.discrete_kalman import DiscreteKalman
 from statespan.methods.forward import Forward
 from statespan.methods.kalman import Kalman
 from statespan.methods.linearisation import Cubature, GaussHermite, Taylor, Unscented
@@ -12,12 +13,13 @@ from statespan.methods.linearised import Linearised
 from statespan.methods.max_product import MaxProduct
 from statespan.methods.particle import ParticleFilter
 from statespan.methods.recurrent import Recurrent
+from statespan.methods.updates import ConditionalMoments, LaplaceApproximation
 
 if TYPE_CHECKING:
     from statespan.model import StateSpace
 
-DEFAULTS: tuple[type[Method], ...] = (Forward, Kalman, Linearised, Recurrent, ParticleFilter)
-"""The order of choice: finite, linear Gaussian, nonlinear Gaussian, cell, particles."""
+DEFAULTS: tuple[type[Method], ...] = (Forward, Kalman, DiscreteKalman, Linearised, Recurrent, ParticleFilter)
+"""The order of choice: finite, linear Gaussian, its counts and symbols, nonlinear Gaussian, cell, particles."""
 
 
 def method_for(model: "StateSpace") -> Method:
@@ -46,10 +48,13 @@ def check(method: Any, model: "StateSpace") -> Method:
 __all__ = [
     "DEFAULTS",
     "Checkpointed",
+    "ConditionalMoments",
     "Cubature",
+    "DiscreteKalman",
     "Forward",
     "GaussHermite",
     "Kalman",
+    "LaplaceApproximation",
     "Linearised",
     "MaxProduct",
     "ParticleFilter",

@@ -93,7 +93,7 @@ def regress(function: Function, belief: Gaussian, u: Tree, points: Points) -> Af
 
 
 @lru_cache(64)
-def _symmetric(dim: int, spread: float, excess: float, dtype: torch.dtype, device: torch.device) -> Points:
+def symmetric(dim: int, spread: float, excess: float, dtype: torch.dtype, device: torch.device) -> Points:
     """The mean and +- sqrt(spread) along each axis; `excess` is what the centre weighs more in a covariance.
 
     With odd and even parts d and s - f_0 of f over each pair, the covariance is sum (d d' + s s') / spread
@@ -152,7 +152,7 @@ class Unscented(Linearisation):
                 "kappa must be above minus the state's size"
             )
         return regress(
-            function, belief, u, _symmetric(mean.shape[-1], spread, 1 - square + self.beta, mean.dtype, mean.device)
+            function, belief, u, symmetric(mean.shape[-1], spread, 1 - square + self.beta, mean.dtype, mean.device)
         )
 
 
@@ -173,12 +173,13 @@ class Cubature(Linearisation):
     def __call__(self, function: Function, belief: Gaussian, u: Tree) -> Affine:
         """By `regress`."""
         mean = belief.mean
-        points = _symmetric(mean.shape[-1], float(mean.shape[-1]), 0.0, mean.dtype, mean.device)
+        points = symmetric(mean.shape[-1], float(mean.shape[-1]), 0.0, mean.dtype, mean.device)
         return regress(function, belief, u, Points(*[x[1:] for x in points]))  # the centre weighs nothing
 
 
 @lru_cache(64)
-def _grid(dim: int, order: int, dtype: torch.dtype, device: torch.device) -> Points:
+def grid(dim: int, order: int, dtype: torch.dtype, device: torch.device) -> Points:
+    """The Gauss-Hermite grid of order^D points."""
     nodes, weights = (torch.from_numpy(x) for x in np.polynomial.hermite_e.hermegauss(order))
     each = weights / weights.sum()
     at = torch.cartesian_prod(*[nodes] * dim).view(-1, dim)
@@ -223,4 +224,4 @@ class GaussHermite(Linearisation):
                 f"GaussHermite(order={self.order}) takes {self.order}^{mean.shape[-1]} points for this state; "
                 "use ss.Unscented() or ss.Cubature()"
             )
-        return regress(function, belief, u, _grid(mean.shape[-1], self.order, mean.dtype, mean.device))
+        return regress(function, belief, u, grid(mean.shape[-1], self.order, mean.dtype, mean.device))
