@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from statespan.errors import StatespanError
+from statespan.errors import StatespanError, brief
 from statespan.families_linear import linear_gaussian
 from statespan.model import StateSpace
 from statespan.part import seeded
@@ -59,7 +59,7 @@ def hmm(
     if emission is None:
         raise StatespanError("hmm needs an emission, such as ss.Categorical(symbols=10) or ss.Gaussian(dim=2)")
     if not isinstance(emission, nn.Module):
-        raise StatespanError(f"hmm: emission={emission!r} is no part; give an instance, such as ss.Gaussian(dim=2)")
+        raise StatespanError(f"hmm: emission={brief(emission)} is no part; give an instance, as ss.Gaussian(dim=2)")
     _check_whole(states)
     given_initial, given_transition = None, None
     if _is_table(initial):

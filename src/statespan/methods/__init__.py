@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from statespan.errors import StatespanError
+from statespan.errors import StatespanError, brief
 from statespan.method import Method, lacks
 from statespan.methods.checkpointed import Checkpointed
 from statespan.methods.discrete_kalman import DiscreteKalman
@@ -11,15 +11,27 @@ from statespan.methods.kalman import Kalman
 from statespan.methods.linearisation import Cubature, GaussHermite, Taylor, Unscented
 from statespan.methods.linearised import Linearised
 from statespan.methods.max_product import MaxProduct
+from statespan.methods.mean_field import StructuredMeanField
+from statespan.methods.multiple_models import GaussianSum, InteractingMultipleModel, RaoBlackwellised
 from statespan.methods.particle import ParticleFilter
 from statespan.methods.recurrent import Recurrent
+from statespan.methods.run_lengths import RunLengthFilter
 from statespan.methods.updates import ConditionalMoments, LaplaceApproximation
 
 if TYPE_CHECKING:
     from statespan.model import StateSpace
 
-DEFAULTS: tuple[type[Method], ...] = (Forward, Kalman, DiscreteKalman, Linearised, Recurrent, ParticleFilter)
-"""The order of choice: finite, linear Gaussian, its counts and symbols, nonlinear Gaussian, cell, particles."""
+DEFAULTS: tuple[type[Method], ...] = (
+    Forward,
+    Kalman,
+    DiscreteKalman,
+    Linearised,
+    Recurrent,
+    RunLengthFilter,
+    GaussianSum,
+    ParticleFilter,
+)
+"""The order of choice: the special before the general, particles last."""
 
 
 def method_for(model: "StateSpace") -> Method:
@@ -38,7 +50,7 @@ def method_for(model: "StateSpace") -> Method:
 def check(method: Any, model: "StateSpace") -> Method:
     """The method, if it is one and accepts the model's parts."""
     if not isinstance(method, Method):
-        raise StatespanError(f"method={method!r} is no inference method; give an instance, such as ss.Forward()")
+        raise StatespanError(f"method={brief(method)} is no inference method; give an instance, such as ss.Forward()")
     missing = lacks(type(method), model)
     if missing:
         raise StatespanError(f"{type(method).__name__} does not accept this model: {', '.join(missing)}")
@@ -53,12 +65,17 @@ __all__ = [
     "DiscreteKalman",
     "Forward",
     "GaussHermite",
+    "GaussianSum",
+    "InteractingMultipleModel",
     "Kalman",
     "LaplaceApproximation",
     "Linearised",
     "MaxProduct",
     "ParticleFilter",
+    "RaoBlackwellised",
     "Recurrent",
+    "RunLengthFilter",
+    "StructuredMeanField",
     "Taylor",
     "Unscented",
     "check",
