@@ -7,6 +7,7 @@ SCRIPT = """
 import statespan as ss
 
 model = ss.hmm(states=2, emission=ss.Categorical(3), seed=0)
+driven = ss.hmm(2, ss.Categorical(3), transition=ss.SoftmaxTransition(2), seed=0)
 calls = {
     "by='EM' is no fitter": lambda: model.fit([0, 1], by="EM"),
     "is no fitter; give an instance": lambda: model.fit([0, 1], by=ss.EM),
@@ -16,6 +17,13 @@ calls = {
     "is no part; give an instance": lambda: ss.hmm(states=2, emission=ss.Categorical),
     "emission='gaussian' is no part": lambda: ss.hmm(states=2, emission="gaussian"),
     "EM(iterations=2.5): use a whole number": lambda: ss.EM(iterations=2.5),
+    "belief=3 is no belief": lambda: model.filter([0, 1], belief=3),
+    "belief=3 is no belief; give": lambda: model.forecast([0, 1], belief=3),
+    "inputs= is given, and no part": lambda: model.log_prob([0, 1], inputs=[[1.0], [2.0]]),
+    "takes inputs; leave it out": lambda: model.stream().update(0, inputs=[1.0]),
+    "future= is given, and no part": lambda: model.forecast([0, 1], future=[[1.0]]),
+    "inputs= is given": lambda: model.sample(length=1, inputs=[[1.0]]),
+    "sample(inputs=) is (3, 1); give": lambda: driven.sample(length=2, inputs=[[1.0]] * 3),
     "cannot write": lambda: model.save("a\\0b"),
 }
 for said, call in calls.items():

@@ -234,6 +234,7 @@ class StateSpace(Part):
         """
         data, layout = verbs.ask(self, y, lengths, inputs)
         ahead = None
+        verbs.check_inputs(self, future, "future")
         if future is not None:
             ahead = verbs.ahead(future, layout, steps, data.y)
         return verbs.forecast(self, data, layout, steps, samples, seed, ahead, method, belief)
@@ -252,7 +253,7 @@ class StateSpace(Part):
             n: how many; None draws one, without a batch axis.
             length: steps.
             seed: makes the draw repeatable.
-            inputs: (T, N, U) inputs.
+            inputs: (T, U) inputs, the same for all, or (T, N, U).
             method: an inference method instead of the model's own.
 
         Returns:

@@ -46,6 +46,11 @@ class Part(nn.Module):
         """
         return self._arguments
 
+    @property
+    def takes_inputs(self) -> bool:
+        """Whether it sees the inputs u: it knows their width, as `inputs` or `controls`, or says so itself."""
+        return bool(getattr(self, "inputs", 0) or getattr(self, "controls", 0))
+
     def log_prior(self) -> Tensor | float:
         """The log-density of the parameters under the part's prior, up to a constant; 0 without one.
 

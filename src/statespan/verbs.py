@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution
 
 from statespan.answers import Forecast, Posterior
+from statespan.belief import Belief
 from statespan.errors import StatespanError
 from statespan.files import load_tree, save_tree
 from statespan.method import Method, prepare, run, total, walk_back
@@ -26,8 +27,26 @@ def ask(
         length, batch = y.shape
         ends = [length] * batch if y.lengths is None else y.lengths.tolist()
         return y, Layout(False, False, ends)
+    check_inputs(model, inputs)
     parameter = next(iter(model.parameters()), torch.zeros(()))
     return read(y, model.emission.event, lengths, inputs, states, parameter.device, parameter.dtype, weights)
+
+
+def check_inputs(model: Any, inputs: Any, name: str = "inputs") -> None:
+    """Refuse inputs that no part would see."""
+    if inputs is not None and not any(getattr(part, "takes_inputs", False) for part in model.modules()):
+        parts = ", ".join(type(part).__name__ for part in model.parts)
+        raise StatespanError(
+            f"{name}= is given, and no part of this model ({parts}) takes inputs; leave it out, or use a part that "
+            "does, such as ss.SoftmaxTransition or ss.LinearRegression"
+        )
+
+
+def carried(belief: Any) -> Any:
+    """A belief to start from, if it is one."""
+    if belief is None or isinstance(belief, Belief):
+        return belief
+    raise StatespanError(f"belief={belief!r} is no belief; give the .belief of an earlier filter, or of a stream")
 
 
 def choose(model: Any, method: Method | None) -> Method:
@@ -37,7 +56,7 @@ def choose(model: Any, method: Method | None) -> Method:
 
 def log_prob(model: Any, data: Sequences, method: Method | None = None, belief: Any = None) -> Tensor:
     """(B,) float64."""
-    value = run(model, choose(model, method), data, belief).log_prob
+    value = run(model, choose(model, method), data, carried(belief)).log_prob
     assert value is not None
     return value.sum(0)
 
@@ -46,7 +65,7 @@ def filter(model: Any, data: Sequences, layout: Layout, method: Method | None = 
     """Filtered beliefs."""
     method = choose(model, method)
     with torch.no_grad():
-        trace = run(model, method, data, belief, ("filtered", "last", "log_prob"))
+        trace = run(model, method, data, carried(belief), ("filtered", "last", "log_prob"))
     assert trace.log_prob is not None
     values = {name: layout.steps(value) for name, value in method.public(model, trace.filtered).summary().items()}
     return Posterior(values, *_scores(trace.log_prob, layout, method.exact(model)), trace.last)
@@ -66,7 +85,7 @@ def smooth(
     pairs: bool = False,
 ) -> Posterior:
     """Smoothed beliefs; with `pairs` the joint law of neighbours too."""
-    method = choose(model, method)
+    method, belief = choose(model, method), carried(belief)
     with torch.no_grad():
         prepared = prepare(model, method, data, belief=belief)
         known = method.hindsight(model, prepared, belief, data, pairs)
@@ -164,7 +183,7 @@ def forecast(
     method = choose(model, method)
     with torch.no_grad(), seeded(seed):
         constants = method.constants(model)
-        last = run(model, method, data, belief, ("last",), constants).last
+        last = run(model, method, data, carried(belief), ("last",), constants).last
         return forecast_from(model, method, constants, last, layout, steps, samples, inputs)
 
 
@@ -245,11 +264,27 @@ def sample(
     """Draw n sequences: states and observations, (N, T, ...)."""
     if length < 1 or (n is not None and n < 1):
         raise StatespanError(f"length={length}, n={n}: sample at least one step of at least one sequence")
-    method = choose(model, method)
+    method, inputs = choose(model, method), _alongside(model, inputs, length, n or 1)
     with torch.no_grad(), seeded(seed):
         constants = method.constants(model)
         drawn = [(d.state, d.y) for d in simulate(model, method, constants, None, length, n or 1, inputs)]
     return tree_map(lambda x: x[:, 0] if n is None else x.transpose(0, 1), stack(drawn))
+
+
+def _alongside(model: Any, inputs: Any, length: int, n: int) -> Tensor | None:
+    """Inputs (T, U) or (T, N, U) of sequences to be drawn, as (T, N, U)."""
+    check_inputs(model, inputs)
+    if inputs is None:
+        return None
+    like = next(iter(model.parameters()), torch.zeros(()))
+    u = torch.as_tensor(inputs, device=like.device, dtype=like.dtype)
+    u = u[:, None].expand(-1, n, -1) if u.dim() == 2 else u
+    if u.dim() != 3 or u.shape[:2] != (length, n):
+        raise StatespanError(
+            f"sample(inputs=) is {tuple(torch.as_tensor(inputs).shape)}; give (T, U), or (T, N, U), with T = length = "
+            f"{length} and N = {n}"
+        )
+    return u
 
 
 def impute(model: Any, data: Sequences, layout: Layout, method: Method | None = None) -> Any:
@@ -294,7 +329,7 @@ class Stream:
     def __init__(self, model: Any, method: Method | None = None, belief: Any = None, lag: int = 0):
         if lag < 0:
             raise StatespanError(f"stream(lag={lag}): use 0 or more")
-        self.model, self.method, self.belief, self.lag = model, choose(model, method), belief, lag
+        self.model, self.method, self.belief, self.lag = model, choose(model, method), carried(belief), lag
         with torch.no_grad():
             self.constants = self.method.constants(model)
         self._recent: deque[tuple[Any, Tree]] = deque(maxlen=lag + 1)
@@ -387,6 +422,7 @@ class Stream:
         if self.belief is None:
             raise StatespanError("nothing has been seen yet; update the stream first, or use model.sample")
         layout = Layout(True, False, [1])
+        check_inputs(self.model, inputs)
         future = None if inputs is None else ahead(inputs, layout, steps, next(self.model.parameters()))
         with torch.no_grad(), seeded(seed):
             return forecast_from(self.model, self.method, self.constants, self.belief, layout, steps, samples, future)

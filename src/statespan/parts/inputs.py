@@ -249,6 +249,11 @@ class Regimes(Part, FiniteTransition, Generative):
         """(R, K, K)."""
         return self.logits.softmax(-1)
 
+    @property
+    def takes_inputs(self) -> bool:
+        """Always."""
+        return True
+
     def which(self, u: Tree) -> Tensor:
         """The regime of each step, (...) integers.
 
@@ -363,6 +368,11 @@ class Generator(Part, FiniteTransition, Generative):
     def _off(self) -> Tensor:
         eye = torch.eye(self.states, dtype=torch.bool, device=self.log_rates.device)
         return self.log_rates.exp().masked_fill(eye, 0.0)
+
+    @property
+    def takes_inputs(self) -> bool:
+        """Always."""
+        return True
 
     def gaps(self, u: Tree) -> Tensor:
         """The gap before each step, (...)."""

@@ -255,6 +255,11 @@ class Scheduled(Part, LinearPart, Generative):
         self.offset = nn.Parameter(torch.zeros(self.steps[1], outputs))
         self.scale = nn.Parameter(torch.eye(outputs).repeat(self.steps[2], 1, 1))
 
+    @property
+    def takes_inputs(self) -> bool:
+        """Always."""
+        return True
+
     def affine(self, u: Tree) -> Affine:
         """A_s, b_s and scale_s, picked by the step."""
         step = inputs_of(u, 1, self)[..., 0].round().long()

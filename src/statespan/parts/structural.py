@@ -252,6 +252,11 @@ class Sum(Part, LinearPart):
         self.register_buffer("row", torch.zeros(1, sum(sizes)))
         self.scale = nn.Parameter(torch.ones(1, 1))
 
+    @property
+    def takes_inputs(self) -> bool:
+        """If a component does."""
+        return sum(self.inputs) > 0
+
     def matrix(self, u: Tree) -> Tensor:
         """(1, D), or (..., 1, D) under inputs (..., U)."""
         total = sum(self.inputs)
