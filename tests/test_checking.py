@@ -3,6 +3,7 @@
 import math
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -110,3 +111,154 @@ def test_a_model_without_states_to_count_is_checked_too():
         found.plot(2)
     with pytest.raises(ss.StatespanError, match="simulations=1"):
         ss.check(model, [[0.0, 1.0]], simulations=1)
+
+
+# ------------------------------------------------------------------------------- models with a normal state
+
+NILE = """1120 1160 963 1210 1160 1160 813 1230 1370 1140 995 935 1110 994 1020 960 1180 799 958 1140 1100 1210
+1150 1250 1260 1220 1030 1100 774 840 874 694 940 833 701 916 692 1020 1050 969 831 726 456 824 702 1120
+1100 832 764 821 768 845 864 862 698 845 744 796 1040 759 781 865 845 944 984 897 822 1010 771 676 649
+846 812 742 801 1040 860 874 848 890 744 749 838 1050 918 986 797 923 975 815 1020 906 901 1170 912 746
+919 718 714 740"""
+
+
+def nile() -> tuple[torch.Tensor, ss.StateSpace]:
+    model = ss.level(variance=1469.1)
+    with torch.no_grad():
+        model.emission.scale.fill_(15098.5**0.5)
+    return torch.tensor([float(x) for x in NILE.split()]).double(), model
+
+
+def test_the_tests_of_statsmodels_on_its_local_level():
+    api = pytest.importorskip("statsmodels.api")
+    y, model = nile()
+    y[20] = math.nan
+    found = ss.check(model, y)
+    theirs = api.tsa.UnobservedComponents(y.numpy(), "llevel", use_exact_diffuse=True).smooth([15098.5, 1469.1])
+    expected = torch.as_tensor(theirs.standardized_forecasts_error[0])
+    expected[[0, 20]] = torch.nan  # before the start is settled there is no forecast
+    assert_close(found.residuals[:, 0], expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+    assert_close(found.innovations[:, 0], expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+    assert_close(found.nis, expected.square(), equal_nan=True)
+    whole = ss.check(model, nile()[0])
+    theirs = api.tsa.UnobservedComponents(nile()[0].numpy(), "llevel", use_exact_diffuse=True)
+    theirs = theirs.smooth([15098.5, 1469.1])
+    box = torch.as_tensor(theirs.test_serial_correlation("ljungbox", lags=10)[0])
+    statistic, tail = whole.ljung_box(10)
+    assert_close(torch.stack([statistic[:, 0], tail[:, 0]]), box)
+    normal = theirs.test_normality("jarquebera")[0]
+    tests = whole.tests()
+    assert tests["test"][:2] == ["ljung-box 10", "jarque-bera"]
+    assert tests["statistic"][1] == pytest.approx(normal[0])
+    assert tests["p"][1] == pytest.approx(normal[1])
+    assert whole.surprise == pytest.approx(-(theirs.llf_obs[1:].sum()) / 99)
+
+
+def test_cumulated_sums_of_statsmodels_recursive_residuals():
+    api = pytest.importorskip("statsmodels.api")
+    random = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.ones(40, 1), torch.randn(40, 1, generator=random)], 1).double()
+    y = x @ torch.tensor([1.0, 2.0]).double() + torch.randn(40, generator=random)
+    y[25:] += 1.5
+    theirs = api.RecursiveLS(y.numpy(), x.numpy()).fit()
+    found = ss.check(ss.regression(x), y, inputs=x)
+    drift, squares = found.cusum(), found.cusum(squares=True)
+    assert drift.step.tolist() == list(range(2, 40))
+    assert_close(drift.value, torch.as_tensor(theirs.cusum), rtol=1e-8, atol=1e-8)
+    assert_close(squares.value, torch.as_tensor(theirs.cusum_squares), rtol=1e-8, atol=1e-8)
+    points = torch.arange(3, 41).numpy()
+    for line, bounds in (
+        (drift, theirs._cusum_significance_bounds(0.05, points=points)),
+        (squares, theirs._cusum_squares_significance_bounds(0.05, points=points)),
+    ):
+        assert_close(torch.stack([line.lower, line.upper]), torch.from_numpy(np.array(bounds)))
+    assert not ss.check(ss.regression(x), x @ torch.ones(2).double() + torch.randn(40), inputs=x).cusum().crossed
+    with pytest.raises(ss.StatespanError, match=r"level=0.8"):
+        found.cusum(level=0.8)
+
+
+def test_the_lines_of_cumulated_sums_hold_their_level():
+    """Of 400 series of white noise about one in twenty crosses (Brown, Durbin and Evans's lines are approximate)."""
+    from statespan.significance import cusum, cusum_squares
+
+    rows = torch.randn(400, 100, generator=torch.Generator().manual_seed(1)).double()
+    assert 5 <= sum(cusum(row).crossed for row in rows) <= 30
+    assert 5 <= sum(cusum_squares(row).crossed for row in rows) <= 36
+
+
+def test_normalised_squares_by_hand_with_gaps_and_several_series():
+    model = ss.linear_gaussian(state=2, observed=3, seed=0)
+    states, y = model.sample(2, 30, seed=0)
+    y[0, 4, 1] = y[1, 7] = math.nan
+    found = ss.check(model, y, states=states)
+    method = ss.Kalman()
+    data, _ = ss.verbs.ask(model, y)
+    with torch.no_grad():
+        trace = ss.run(model, method, data, keep=("predicted", "filtered"))
+        forecast = method.emit(model, (), trace.predicted, None)
+    for row, (t, i) in {4: (4, 0), 12: (12, 0), 37: (7, 1)}.items():
+        there = ~y[i, t].isnan()
+        error = (y[i, t] - forecast.mean[t, i])[there]
+        expected = error @ torch.linalg.pinv(forecast.covariance_matrix[t, i][there][:, there]) @ error
+        if there.any():
+            assert float(found.nis[row]) == pytest.approx(float(expected))
+        assert int(found.freedom[row]) == int(there.sum())
+        off = states[i, t] - trace.filtered.mean[t, i]
+        spread = trace.filtered.scale[t, i] @ trace.filtered.scale[t, i].T
+        assert float(found.nees[row]) == pytest.approx(float(off @ torch.linalg.inv(spread) @ off))
+    assert bool(found.nis[37].isnan())
+    with pytest.raises(ss.StatespanError, match="30 steps of 1 sequences"):
+        ss.check(model, y, states=states[:1])
+    with pytest.raises(ss.StatespanError, match="normal state"):
+        ss.check(truth(), [[0.1], [0.2]], states=[[0.1], [0.2]])
+
+
+def test_a_true_linear_model_is_consistent_and_a_wrong_one_is_not():
+    model = ss.linear_gaussian(dynamics=[[0.9]], state_noise=[[1.0]], observation=[[1.0]], observation_noise=[[1.0]])
+    states, y = model.sample(30, 50, seed=3)
+    found = ss.check(model, y, states=states)
+    low, high = found.nis_band(0.999)
+    assert low < float(found.nis.nanmean()) < high
+    assert float(found.nees.nanmean()) == pytest.approx(1.0, abs=0.15)
+    assert abs(found.surprise - found.expected_surprise[0]) < 4 * found.expected_surprise[1]
+    assert min(found.tests()["p"]) > 0.001
+    assert low == pytest.approx(stats.chi2.ppf(0.0005, 1500) / 1500)
+    assert "normalised innovation squared" in str(found)
+    proud = ss.linear_gaussian(dynamics=[[0.9]], state_noise=[[0.2]], observation=[[1.0]], observation_noise=[[1.0]])
+    wrong = ss.check(proud, y, states=states)
+    assert float(wrong.nis.nanmean()) > wrong.nis_band(0.999)[1]
+    assert float(wrong.nees.nanmean()) > 1.5
+    assert wrong.tests()["p"][0] < 1e-6
+    formula = ss.check(model, y[0]).expected_surprise
+    drawn = -model.log_prob(model.sample(400, 50, seed=0)[1]).detach() / 50
+    assert formula[0] == pytest.approx(float(drawn.mean()), abs=0.02)
+    assert formula[1] == pytest.approx(float(drawn.std()), rel=0.15)
+
+
+def test_auxiliary_residuals_of_statsmodels_and_what_they_find_in_the_nile():
+    api = pytest.importorskip("statsmodels.api")
+    y, model = nile()
+    found = ss.auxiliary(model, y)
+    theirs = api.tsa.UnobservedComponents(y.numpy(), "llevel", use_exact_diffuse=True)
+    theirs = theirs.smooth([15098.5, 1469.1]).smoother_results
+    noise = torch.as_tensor(theirs.smoothed_measurement_disturbance[0]).clone()
+    shock = torch.as_tensor(theirs.smoothed_state_disturbance[0])[:-1].clone()
+    noise /= (15098.5 - torch.as_tensor(theirs.smoothed_measurement_disturbance_cov[0, 0])).sqrt()
+    shock /= (1469.1 - torch.as_tensor(theirs.smoothed_state_disturbance_cov[0, 0])[:-1]).sqrt()
+    assert found.names == ("noise", "level")
+    assert_close(found.values[:, 0], noise)
+    assert_close(found.values[1:, 1], shock)
+    worst = found.outliers(2.8)
+    assert (worst["name"], worst["step"]) == (["level", "noise"], [28, 42])  # the dam of 1899, the drought of 1913
+    assert found.plot(threshold=2.8).get_ylabel() == "noise"
+    trend = ss.level(variance=1.0) + ss.slope(variance=0.1) + ss.seasonal(4, variance=0.1)
+    assert ss.auxiliary(trend, y).names == ("noise", "level", "slope [1]", "seasonal 4")
+    with pytest.raises(ss.StatespanError, match="linear Gaussian"):
+        ss.auxiliary(truth(), [[0.1]])
+
+
+def test_the_picture_of_a_normal_state_has_nis_and_the_cumulated_sum():
+    y, model = nile()
+    found = ss.check(model, y)
+    titles = [axes.get_title() for axes in found.plot().axes]
+    assert titles[-2:] == ["normalised innovation squared", "cumulated sum"]

@@ -5,13 +5,16 @@ the verbs (log_prob, filter, smooth, decode, forecast, sample, impute, fit, stre
 """
 
 from statespan.answers import Forecast, Posterior
-from statespan.belief import Best, Diffuse, Discrete, Hidden, Particles, Point
+from statespan.auxiliary import auxiliary
+from statespan.belief import Best, Diffuse, Discrete, Hidden, Hybrid, MixtureOfGaussians, Particles, Point
 from statespan.belief import Gaussian as GaussianBelief
 from statespan.checking import check
 from statespan.errors import StatespanError
 from statespan.families import factorial_hmm, hmm, linear_gaussian, semi_markov
+from statespan.families_changepoints import changepoints, levels
 from statespan.families_generalised import generalised_linear
 from statespan.families_switching import markov_switching
+from statespan.families_switching_linear import switching_linear
 from statespan.files import load
 from statespan.fit import EM, LBFGS, SGD, VI, Chain, OnlineEM
 from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
@@ -27,12 +30,17 @@ from statespan.methods import (
     DiscreteKalman,
     Forward,
     GaussHermite,
+    GaussianSum,
+    InteractingMultipleModel,
     Kalman,
     LaplaceApproximation,
     Linearised,
     MaxProduct,
     ParticleFilter,
+    RaoBlackwellised,
     Recurrent,
+    RunLengthFilter,
+    StructuredMeanField,
     Taylor,
     Unscented,
     method_for,
@@ -49,6 +57,8 @@ from statespan.parts.durations import (
     ages,
 )
 from statespan.parts.emissions import (
+    AdditiveGaussian,
+    AdditivePoisson,
     Bernoulli,
     Beta,
     Categorical,
@@ -80,7 +90,21 @@ from statespan.parts.low_rank import LowRank
 from statespan.parts.memory import Remembering, RememberingStart, StationaryUnder
 from statespan.parts.nonlinear import NonlinearGaussian
 from statespan.parts.orders import HigherOrder
+from statespan.parts.renewal import ConstantHazard, Renewal, SegmentStart
+from statespan.parts.segments import (
+    BernoulliSegment,
+    GaussianMeanSegment,
+    GaussianSegment,
+    PoissonSegment,
+    RegressionSegment,
+)
 from statespan.parts.sparse import Sparse
+from statespan.parts.switching_linear import (
+    RecurrentSwitchingLinear,
+    SwitchingEmission,
+    SwitchingLinear,
+    SwitchingStart,
+)
 from statespan.selection import align, compare, select_states
 from statespan.sequences import Sequences
 from statespan.structural import arima, autoregressive, cycle, decompose, level, regression, seasonal, slope
@@ -94,13 +118,17 @@ __all__ = [
     "LBFGS",
     "SGD",
     "VI",
+    "AdditiveGaussian",
+    "AdditivePoisson",
     "Bernoulli",
+    "BernoulliSegment",
     "Best",
     "Beta",
     "Categorical",
     "Chain",
     "Checkpointed",
     "ConditionalMoments",
+    "ConstantHazard",
     "Cubature",
     "Dense",
     "Diffuse",
@@ -119,11 +147,16 @@ __all__ = [
     "GaussHermite",
     "Gaussian",
     "GaussianBelief",
+    "GaussianMeanSegment",
     "GaussianMixture",
+    "GaussianSegment",
+    "GaussianSum",
     "Generator",
     "GeometricDurations",
     "Hidden",
     "HigherOrder",
+    "Hybrid",
+    "InteractingMultipleModel",
     "Kalman",
     "LaplaceApproximation",
     "Linear",
@@ -134,6 +167,7 @@ __all__ = [
     "LowRank",
     "MaxProduct",
     "Method",
+    "MixtureOfGaussians",
     "Modulated",
     "Multinomial",
     "NegativeBinomial",
@@ -148,13 +182,20 @@ __all__ = [
     "Poisson",
     "PoissonDurations",
     "PoissonRegression",
+    "PoissonSegment",
     "Posterior",
     "Product",
+    "RaoBlackwellised",
     "Recurrent",
+    "RecurrentSwitchingLinear",
     "Regimes",
+    "RegressionSegment",
     "Remembering",
     "RememberingStart",
+    "Renewal",
+    "RunLengthFilter",
     "Scheduled",
+    "SegmentStart",
     "SemiMarkov",
     "Sequences",
     "Shared",
@@ -168,8 +209,12 @@ __all__ = [
     "StationaryStart",
     "StationaryUnder",
     "Stream",
+    "StructuredMeanField",
     "StudentT",
+    "SwitchingEmission",
+    "SwitchingLinear",
     "SwitchingRegression",
+    "SwitchingStart",
     "Taylor",
     "Unscented",
     "VonMises",
@@ -178,7 +223,9 @@ __all__ = [
     "align",
     "arima",
     "autoregressive",
+    "auxiliary",
     "banded",
+    "changepoints",
     "check",
     "compare",
     "cycle",
@@ -195,6 +242,7 @@ __all__ = [
     "lagged",
     "left_to_right",
     "level",
+    "levels",
     "linear_gaussian",
     "load",
     "lstm",
@@ -210,4 +258,5 @@ __all__ = [
     "semi_markov",
     "slope",
     "summary",
+    "switching_linear",
 ]

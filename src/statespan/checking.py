@@ -1,4 +1,4 @@
-"""Whether a model fits: pseudo-residuals, occupancy, how long states last, surprise."""
+"""Whether a model fits: residuals and their tests, occupancy, how long states last, surprise."""
 
 import math
 from functools import singledispatch
@@ -15,10 +15,12 @@ from torch.distributions import (
 )
 
 from statespan.errors import StatespanError
-from statespan.method import run, total
+from statespan.method import Trace, run, total
 from statespan.methods import method_for
 from statespan.part import seeded
-from statespan.sequences import Sequences
+from statespan.parts.linear import inverse, lower
+from statespan.sequences import Sequences, read
+from statespan.significance import Cumulated, chi_square_quantile, cusum, cusum_squares, ljung_box
 from statespan.tree import tree_map
 from statespan.verbs import ask, simulate
 
@@ -45,8 +47,16 @@ class Check(NamedTuple):
             None for a state that is not one of K.
         dwell: how long states lasted, on the likeliest path and on simulated ones: two lists of K tensors of lengths;
             or None.
-        surprise: mean of -log p(y_t | y_<t) over observed steps, in nats.
-        expected_surprise: its mean over data sets simulated from the model, and its standard deviation.
+        surprise: mean of -log p(y_t | y_<t) over observed steps, in nats; from a diffuse start only over those that
+            could be forecast.
+        expected_surprise: what the model expects of it, and its standard deviation: by formula for a linear Gaussian
+            model, else over data sets simulated from the model.
+        innovations: (n, D) where forecasts are joint normals, y_t less its forecast over a root of the covariance: were
+            the model true, independent standard normals in every column. NaN where missing, or the start is diffuse.
+        nis: (n,) the normalised innovation squared, their sum of squares: chi-square with `freedom`.
+        freedom: (n,) how much of each observation is there.
+        nees: (n,) the normalised estimation error squared of the filtered state, where true states were given:
+            chi-square with as many degrees of freedom as the state has dimensions.
     """
 
     residuals: Tensor
@@ -58,6 +68,10 @@ class Check(NamedTuple):
     dwell: tuple[list[Tensor], list[Tensor]] | None
     surprise: float
     expected_surprise: tuple[float, float]
+    innovations: Tensor | None = None
+    nis: Tensor | None = None
+    freedom: Tensor | None = None
+    nees: Tensor | None = None
 
     def autocorrelation(self, lags: int = 20) -> Tensor:
         """Of the residuals, within sequences: (lags, D), from lag 1 on; +- 1.96 / sqrt(n) is chance."""
@@ -69,6 +83,74 @@ class Check(NamedTuple):
             pairs = torch.where((self.sequence[lag:] == self.sequence[:-lag])[:, None], pairs, torch.nan)
             rows.append(pairs.nansum(0) / (~z.isnan()).sum(0) / variance)
         return torch.stack(rows)
+
+    def ljung_box(self, lags: int | None = None, fitted: int = 0) -> tuple[Tensor, Tensor]:
+        """The Ljung-Box statistics of the residuals for 1, 2 ... lags and their p-values, (lags, D) each.
+
+        Args:
+            lags: how many; None: 10, or a fifth of the steps.
+            fitted: how many parameters of an ARMA process were fitted.
+        """
+        count = (~self.residuals.isnan()).sum(0)
+        lags = max(1, min(10, int(count.min()) // 5)) if lags is None else lags
+        return ljung_box(self.autocorrelation(lags), count, fitted)
+
+    def cusum(self, column: int = 0, sequence: int = 0, squares: bool = False, level: float = 0.95) -> Cumulated:
+        """The cumulated sum of one sequence's residuals, or of their squares, and the lines it should stay between.
+
+        Args:
+            column: which coordinate.
+            sequence: which sequence.
+            squares: of squares, which shows changes of variance rather than of level.
+            level: 0.9, 0.95 or 0.99.
+
+        Source:
+            Brown, Durbin and Evans 1975.
+        """
+        values = self.residuals[self.sequence == sequence, column]
+        return (cusum_squares if squares else cusum)(values, level)
+
+    def nis_band(self, level: float = 0.95) -> tuple[float, float]:
+        """Between which the mean of `nis` lies, were the model true, with this probability.
+
+        Args:
+            level: a probability.
+
+        Raises:
+            StatespanError: the model's forecasts are no normals.
+
+        Source:
+            Bar-Shalom, Li and Kirubarajan, Estimation with Applications to Tracking and Navigation 2001, section 5.4.
+        """
+        if self.nis is None or self.freedom is None:
+            raise StatespanError("NIS is of models whose forecasts are normal; this check has none")
+        there = ~self.nis.isnan()
+        freedom, count = float(self.freedom[there].sum()), float(there.sum())
+        low, high = (chi_square_quantile(p, freedom) / count for p in ((1 - level) / 2, (1 + level) / 2))
+        return low, high
+
+    def tests(self, lags: int | None = None, fitted: int = 0) -> dict[str, list[Any]]:
+        """Columns for a data frame, one row a coordinate and test: statistic, p-value.
+
+        `ljung-box` sees what is left of serial correlation, `jarque-bera` residuals that are not normal.
+
+        Args:
+            lags: of Ljung-Box; None: 10, or a fifth of the steps.
+            fitted: how many parameters of an ARMA process were fitted.
+
+        Source:
+            Ljung and Box 1978; Jarque and Bera 1980.
+        """
+        statistic, tail = self.ljung_box(lags, fitted)
+        frame = self.frame()
+        columns: dict[str, list[Any]] = {"column": [], "test": [], "statistic": [], "p": []}
+        for d in range(self.residuals.shape[1]):
+            normal = frame["n"][d] / 6 * (frame["skewness"][d] ** 2 + (frame["kurtosis"][d] - 3) ** 2 / 4)
+            box = float(statistic[-1, d]), float(tail[-1, d])
+            for row in ((d, f"ljung-box {len(statistic)}", *box), (d, "jarque-bera", normal, math.exp(-normal / 2))):
+                for cells, cell in zip(columns.values(), row, strict=True):
+                    cells.append(cell)
+        return columns
 
     def frame(self) -> dict[str, list[Any]]:
         """Columns for a data frame, one row a coordinate: moments of the residuals, which should be 0, 1, 0 and 3."""
@@ -100,6 +182,16 @@ class Check(NamedTuple):
                 f"  column {row[0]}: n {row[1]}, mean {row[2]:.3f}, deviation {row[3]:.3f}, skewness {row[4]:.3f}, "
                 f"kurtosis {row[5]:.3f}, autocorrelation at lag 1 {row[6]:.3f}"
             )
+        if len(self.residuals) > 5:
+            for column, test, statistic, p in zip(*self.tests().values(), strict=True):
+                lines.append(f"  column {column}: {test}: {statistic:.2f}, p = {p:.3f}")
+        if self.nis is not None and self.freedom is not None:
+            low, high = self.nis_band()
+            lines.append(
+                f"normalised innovation squared {float(self.nis.nanmean()):.3f}, {low:.3f} to {high:.3f} expected"
+            )
+        if self.nees is not None:
+            lines.append(f"normalised estimation error squared {float(self.nees.nanmean()):.3f}")
         if self.occupancy is not None:
             for k, (seen, told) in enumerate(zip(*(x.tolist() for x in self.occupancy), strict=True)):
                 lines.append(f"  state {k}: {seen:.1%} of the steps, {told:.1%} expected")
@@ -107,6 +199,8 @@ class Check(NamedTuple):
 
     def plot(self, column: int = 0) -> Any:
         """Draw the residuals in time, their quantiles, histogram and autocorrelation, occupancy and dwell times.
+
+        Where the state is no finite one: NIS in time, and the cumulated sum of the residuals (`cusum`).
 
         Args:
             column: which coordinate.
@@ -127,11 +221,13 @@ def check(
     seed: int | None = 0,
     lengths: Any = None,
     inputs: Any = None,
+    states: Any = None,
 ) -> Check:
     r"""Check a fitted model against data, those it was fitted to or others held out.
 
-    Pseudo-residuals are Phi^-1(P(Y <= y_t | y_<t)), the forecast kind, a column a coordinate by its own marginal. Where
-    no distribution function is known, `draws` from the forecast stand in for it.
+    Pseudo-residuals are Phi^-1(P(Y <= y_t | y_<t)), the forecast kind, a column a coordinate by its own marginal; of a
+    linear Gaussian model that is the innovation over its standard deviation. Where no distribution function is known,
+    `draws` from the forecast stand in for it.
 
     Args:
         model: a state space.
@@ -141,15 +237,17 @@ def check(
         seed: makes it repeatable.
         lengths: (N,) lengths of a padded batch.
         inputs: inputs, the forms of y.
+        states: the true states of a normal state, the forms of y with (T, S), as `model.sample` gives them: for NEES.
 
     Returns:
-        A `Check`: `print(it)`, `.plot()`, `.frame()`.
+        A `Check`: `print(it)`, `.plot()`, `.frame()`, `.tests()`, `.cusum()`.
 
     Raises:
         StatespanError: an observation that the model makes impossible, or nothing to simulate.
 
     Source:
-        Zucchini, MacDonald and Langrock, Hidden Markov Models for Time Series 2016, chapter 6; Rosenblatt 1952.
+        Zucchini, MacDonald and Langrock, Hidden Markov Models for Time Series 2016, chapter 6; Rosenblatt 1952; Durbin
+        and Koopman, Time Series Analysis by State Space Methods 2012, section 2.12.
 
     Example:
         >>> import statespan as ss
@@ -163,24 +261,67 @@ def check(
     method = method_for(model)
     with torch.no_grad(), seeded(seed):
         constants = method.constants(model)
-        trace = run(model, method, data, None, ("predicted", "log_prob"), constants)
+        keep = ("predicted", "log_prob", *(() if states is None else ("filtered",)))
+        trace = run(model, method, data, None, keep, constants)
         assert trace.log_prob is not None
         total(trace.log_prob)
-        below, upto, exact = _ranks(method.emit(model, constants, trace.predicted, data.u), data.y, draws)
+        distribution = method.emit(model, constants, trace.predicted, data.u)
+        below, upto, exact = _ranks(distribution, data.y, draws)
         there = data.within if data.present is None else data.present
+        known = _known(trace.predicted.state)
+        there = there if known is None else there & (known if there.dim() == 2 else known[..., None])
         seen = there if there.dim() == 2 else there.any(-1)
         mask = (there if there.dim() == below.dim() else there[..., None]).expand_as(below)
-        flat = [torch.where(mask, x, torch.nan).transpose(0, 1)[data.within.T] for x in (below, upto)]
+
+        def rows(x: Tensor) -> Tensor:
+            """One sequence after another, without their padding."""
+            return x.transpose(0, 1)[data.within.T]
+
+        flat = [rows(torch.where(mask, x, torch.nan)) for x in (below, upto)]
         steps = float(seen.sum().clamp_min(1))
-        surprise = -float(trace.log_prob.sum()) / steps
-        told, paths = _simulated(model, method, constants, data, simulations, steps)
+        surprise = -float(torch.where(seen, trace.log_prob, 0.0).sum()) / steps
+        whole = whitened(distribution, data.y, mask)
+        formula = None if whole is None or not method.exact(model) else whole.expected(steps)
+        paths = None
+        if formula is None:
+            formula, paths = _simulated(model, method, constants, data, simulations, steps)
         occupancy = dwell = None
         if hasattr(trace.predicted.state, "probs"):
             occupancy, dwell = _states(model, method, constants, data, paths)
-    owner = torch.arange(data.shape[1])[:, None].expand(data.within.T.shape)[data.within.T]
-    lower, upper = (_normal(x) for x in flat)
+        nees = None if states is None else rows(_estimation_error(model, trace, states, lengths, data))
+    owner = rows(torch.arange(data.shape[1])[None].expand(data.shape))
+    lowest, upper = (_normal(x) for x in flat)
     middle = _normal((flat[0] + flat[1]) / 2)
-    return Check(middle, lower, upper, owner, exact, occupancy, dwell, surprise, told)
+    found = Check(middle, lowest, upper, owner, exact, occupancy, dwell, surprise, formula)
+    if whole is None:
+        return found._replace(nees=nees)
+    squared = torch.where(whole.freedom > 0, whole.value.nan_to_num(0.0).square().sum(-1), torch.nan)
+    return found._replace(innovations=rows(whole.value), nis=rows(squared), freedom=rows(whole.freedom), nees=nees)
+
+
+def _known(state: Any) -> Tensor | None:
+    """(T, B), whether a normal state is flat along no direction; None of any other state."""
+    flat = getattr(state, "factor", None)
+    return None if flat is None else ~flat.ne(0).any(-1).any(-1)
+
+
+def _estimation_error(model: Any, trace: Trace, states: Any, lengths: Any, data: Sequences) -> Tensor:
+    """Of the filtered state, e' P^-1 e, (T, B); NaN where nothing is known of it, or of the truth."""
+    belief = trace.filtered.state
+    if not hasattr(belief, "scale"):
+        raise StatespanError("check(states=) is for models with a normal state, whose errors have a covariance")
+    truth, _ = read(states, model.transition.event, lengths)
+    if truth.shape != data.shape:
+        raise StatespanError(
+            f"check(states=) has {truth.shape[0]} steps of {truth.shape[1]} sequences; give those of y"
+        )
+    error = inverse(belief.scale) @ (truth.y.to(belief.mean) - belief.mean)[..., None]
+    known = (
+        data.within if truth.present is None else (truth.present if truth.present.dim() == 2 else truth.present.all(-1))
+    )
+    settled = _known(belief)
+    known = known if settled is None else known & settled
+    return torch.where(known, error[..., 0].square().sum(-1), torch.nan)
 
 
 def _normal(p: Tensor) -> Tensor:
@@ -289,6 +430,52 @@ def _(distribution: MixtureSameFamily, y: Tensor) -> tuple[Tensor, Tensor] | Non
     if event == 0:
         return (found[0] * weights).sum(-1), (found[1] * weights).sum(-1)
     return (found[0] * weights[..., None]).sum(-2), (found[1] * weights[..., None]).sum(-2)
+
+
+class Whitened(NamedTuple):
+    """Observations less their forecasts over a root of the covariance (T, B, D), NaN where missing.
+
+    Args:
+        value: these.
+        freedom: (T, B) how many are there.
+        log_scale: (T, B) the logarithm of the root's determinant.
+    """
+
+    value: Tensor
+    freedom: Tensor
+    log_scale: Tensor
+
+    def expected(self, steps: float) -> tuple[float, float]:
+        """The mean surprise that is expected, and its deviation: squares of standard normals are independent."""
+        freedom = float(self.freedom.sum())
+        mean = 0.5 * freedom * (1 + math.log(2 * math.pi)) + float(self.log_scale.sum())
+        return mean / steps, math.sqrt(freedom / 2) / steps
+
+
+@singledispatch
+def whitened(distribution: Any, y: Tensor, there: Tensor) -> Whitened | None:
+    """What of y a joint normal forecast did not foresee, in its own units; None for other distributions.
+
+    Args:
+        distribution: the forecasts, (T, B).
+        y: (T, B, D).
+        there: (T, B, D), which entries are observed and were forecast.
+    """
+    return None
+
+
+@whitened.register(MultivariateNormal)
+def _(distribution: MultivariateNormal, y: Tensor, there: Tensor) -> Whitened:
+    own = torch.diag_embed((~there).to(y.dtype))
+    root = lower(torch.cat([torch.where(there[..., None], distribution.scale_tril, 0.0), own], -1))
+    size = root.diagonal(dim1=-2, dim2=-1)
+    foreseen = size <= 1e-12 * distribution.variance.sqrt().amax(-1, keepdim=True)  # without a doubt: no residual
+    sound = root + torch.diag_embed(foreseen.to(y.dtype))
+    error = torch.where(there, y - distribution.mean, 0.0)
+    value = torch.linalg.solve_triangular(sound, error[..., None], upper=False)[..., 0]
+    there = there & ~foreseen
+    log_scale = torch.where(there, size, 1.0).log().sum(-1)
+    return Whitened(torch.where(there, value, torch.nan), there.sum(-1), log_scale)
 
 
 def _ranks(distribution: Distribution, y: Tensor, draws: int) -> tuple[Tensor, Tensor, bool]:

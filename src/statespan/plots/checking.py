@@ -6,14 +6,17 @@ import numpy as np
 import torch
 
 from statespan.errors import StatespanError
-from statespan.plots.style import COLOURS, HAIR, QUIET, numbers, plain
+from statespan.plots.style import COLOURS, HAIR, QUIET, Across, new, numbers, panels, plain
 
 if TYPE_CHECKING:
+    from statespan.auxiliary import Auxiliary
     from statespan.checking import Check
 
 
 def plot_check(found: "Check", column: int = 0) -> Any:
     """Draw a check: residuals in time, quantiles, histogram, autocorrelation, occupancy, dwell times.
+
+    Of a model with a normal state the last two are NIS and the cumulated sum of the first sequence's residuals.
 
     Args:
         found: what `check` returned.
@@ -47,16 +50,131 @@ def plot_check(found: "Check", column: int = 0) -> Any:
     _lags(axes[1, 0], found, column, int(there.sum()))
     if found.occupancy is not None:
         _occupancy(axes[1, 1], *(numbers(x) for x in found.occupancy))
+    elif found.nis is not None:
+        plot_nis(found, axes[1, 1])
     else:
         axes[1, 1].set_axis_off()
     if found.dwell is not None:
         _dwell(axes[1, 2], *found.dwell)
+    elif int(there[numbers(found.sequence) == 0].sum()) > 2:
+        plot_cusum(found, column, axes=axes[1, 2])
     else:
         axes[1, 2].set_axis_off()
     expected, deviation = found.expected_surprise
     said = f"surprise {found.surprise:.3f} nats a step, {expected:.3f} ± {deviation:.3f} expected"
     figure.suptitle(said, fontsize="medium", color=QUIET, x=0.02, ha="left")
     return figure
+
+
+def plot_nis(found: "Check", axes: Any = None, level: float = 0.95) -> Any:
+    """Draw the normalised innovation squared of each step, below which it should lie so often, and its mean.
+
+    Args:
+        found: what `check` returned, of a model whose forecasts are normal.
+        axes: matplotlib axes to draw on; None makes new ones.
+        level: the share of steps.
+
+    Returns:
+        The axes.
+
+    Raises:
+        StatespanError: the model's forecasts are no normals.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("Agg")
+        >>> import statespan as ss
+        >>> plot_nis(ss.check(ss.level(variance=1.0), [0.3, 0.1, -0.4, 0.2])).get_title()
+        'normalised innovation squared'
+    """
+    from statespan.significance import chi_square_quantile
+
+    low, high = found.nis_band(level)
+    assert found.nis is not None and found.freedom is not None
+    axes, nis, freedom = new(axes), numbers(found.nis), numbers(found.freedom)
+    steps = np.arange(len(nis))
+    limit = {k: chi_square_quantile(level, k) for k in np.unique(freedom[freedom > 0])}
+    line = np.array([limit.get(k, np.nan) for k in freedom])
+    axes.plot(steps, nis, ".", color=COLOURS[0], markersize=3)
+    axes.plot(steps[nis > line], nis[nis > line], ".", color=COLOURS[2], markersize=5)
+    axes.plot(steps, line, color=QUIET, linewidth=0.8, linestyle="--")
+    axes.axhspan(low, high, color=HAIR)
+    axes.axhline(np.nanmean(nis), color=COLOURS[2], linewidth=1.2, label=f"mean; {level:.0%} of means lie in the band")
+    axes.set(title="normalised innovation squared", xlabel="step", ylabel="chi-square, if true")
+    axes.set_ylim(0, 1.25 * np.nanmax(np.append(nis, line)))
+    axes.legend(frameon=False, fontsize="small", labelcolor=QUIET, loc="upper right")
+    return axes
+
+
+def plot_cusum(
+    found: "Check", column: int = 0, sequence: int = 0, squares: bool = False, level: float = 0.95, axes: Any = None
+) -> Any:
+    """Draw the cumulated sum of one sequence's residuals, or of their squares, between the lines it should not cross.
+
+    Args:
+        found: what `check` returned.
+        column: which coordinate.
+        sequence: which sequence.
+        squares: of squares.
+        level: 0.9, 0.95 or 0.99.
+        axes: matplotlib axes to draw on; None makes new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        StatespanError: too few residuals, or another level.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("Agg")
+        >>> import statespan as ss
+        >>> found = ss.check(ss.level(variance=1.0), [0.3, 0.1, -0.4, 0.2, 0.9, 0.1, 0.2])
+        >>> plot_cusum(found, squares=True).get_title()
+        'cumulated sum of squares'
+    """
+    line, axes = found.cusum(column, sequence, squares, level), new(axes)
+    steps, value, lower, upper = (numbers(x) for x in line)
+    axes.fill_between(steps, lower, upper, color=HAIR, linewidth=0, label=f"{level:.0%} of sums stay inside")
+    if not squares:
+        axes.axhline(0, color=QUIET, linewidth=0.8)
+    axes.plot(steps, value, color=COLOURS[2 if line.crossed else 0], linewidth=1.4)
+    axes.set(title="cumulated sum of squares" if squares else "cumulated sum", xlabel="step")
+    axes.legend(frameon=False, fontsize="small", labelcolor=QUIET, loc="upper left")
+    return axes
+
+
+def plot_auxiliary(found: "Auxiliary", times: Any = None, threshold: float = 3.0) -> Any:
+    """Draw auxiliary residuals, a panel for each noise; those beyond a threshold are marked.
+
+    Args:
+        found: what `auxiliary` returned.
+        times: of the steps, numbers or dates.
+        threshold: in standard deviations.
+
+    Returns:
+        The axes of the first panel.
+
+    Example:
+        >>> import matplotlib; matplotlib.use("Agg")
+        >>> import statespan as ss
+        >>> found = ss.auxiliary(ss.level(variance=0.1), [0.1, -0.2, 0.3, 5.0, 0.2])
+        >>> plot_auxiliary(found).get_ylabel()
+        'noise'
+    """
+    values = numbers(found.values)
+    across, rows = Across.of(times, len(values)), panels([1.2] * len(found.names))
+    for axes, name, z in zip(rows, found.names, values.T, strict=True):
+        beyond = np.abs(z) > threshold
+        axes.vlines(across.at, 0, z, color=COLOURS[0], linewidth=0.9)
+        axes.plot(across.at[beyond], z[beyond], "o", color=COLOURS[2], markersize=4)
+        for line in (-threshold, threshold):
+            axes.axhline(line, color=QUIET, linewidth=0.8, linestyle="--")
+        axes.axhline(0, color=QUIET, linewidth=0.8)
+        reach = 1.15 * max(threshold, np.nanmax(np.abs(z)))
+        axes.set(ylabel=name, ylim=(-reach, reach))
+    across.dress(rows[-1])
+    for axes in rows[:-1]:
+        axes.set_xlabel("")
+    return rows[0]
 
 
 def _time(axes: Any, lower: Any, upper: Any, z: Any) -> None:
