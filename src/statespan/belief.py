@@ -194,6 +194,82 @@ class Particles(NamedTuple):
         return {"samples": self.z, "weights": weights, "mean": mean, "covariance": covariance}
 
 
+class Hybrid(NamedTuple):
+    """A regime and a vector: one state of a switching linear model.
+
+    Args:
+        regime: (...) integers.
+        state: (..., D).
+    """
+
+    regime: Tensor
+    state: Tensor
+
+
+class MixtureOfGaussians(NamedTuple):
+    """A regime s out of S, and in each regime a mixture of I normal distributions of z.
+
+    p(s, z) = sum over i of weights[s, i] N(z; mean[s, i], scale[s, i] scale[s, i]').
+
+    Args:
+        weights: (..., S, I), sum to one over both; one that is zero is a place not used.
+        mean: (..., S, I, D).
+        scale: (..., S, I, D, D), lower triangular, may be singular.
+    """
+
+    weights: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    @property
+    def state(self) -> "MixtureOfGaussians":
+        """Itself."""
+        return self
+
+    @property
+    def fed(self) -> None:
+        """Nothing."""
+        return None
+
+    @property
+    def probs(self) -> Tensor:
+        """p(s), (..., S)."""
+        return self.weights.sum(-1)
+
+    def draw(self) -> "MixtureOfGaussians":
+        """A belief sure of one regime and one z."""
+        regimes, each = self.weights.shape[-2:]
+        one = choose(self.weights.flatten(-2))
+        index = one[..., None, None]
+        mean = self.mean.flatten(-3, -2).gather(-2, index.expand(*index.shape[:-1], self.mean.shape[-1]))
+        scale = self.scale.flatten(-4, -3).gather(-3, index[..., None].expand(*one.shape, 1, *self.scale.shape[-2:]))
+        z = Gaussian(mean[..., 0, :], scale[..., 0, :, :]).draw().mean[..., None, None, :]
+        sure = torch.nn.functional.one_hot(one // each, regimes).to(z)[..., None]
+        z = z.expand(*one.shape, regimes, 1, -1)
+        return MixtureOfGaussians(sure, z, z.new_zeros(1).expand(*z.shape, z.shape[-1]))
+
+    def point(self) -> Hybrid:
+        """The most probable regime, and the mean of z in it."""
+        regime = self.probs.argmax(-1)
+        index = regime[..., None, None].expand(*regime.shape, 1, self.mean.shape[-1])
+        return Hybrid(regime, averaged(self.weights, self.mean).gather(-2, index)[..., 0, :])
+
+    def summary(self) -> dict[str, Tensor]:
+        """`probs` of the regimes, and `mean` and `covariance` of z whatever the regime."""
+        weights, mean = self.weights.flatten(-2), self.mean.flatten(-3, -2)
+        centre = (weights[..., None] * mean).sum(-2)
+        away = mean - centre[..., None, :]
+        within = (weights[..., None, None] * squared(self.scale.flatten(-4, -3))).sum(-3)
+        return {"probs": self.probs, "mean": centre, "covariance": within + (weights[..., None] * away).mT @ away}
+
+
+def averaged(weights: Tensor, values: Tensor) -> Tensor:
+    """The mean of values (..., I, D) by weights (..., I); where all of these are zero, the plain mean."""
+    total = weights.sum(-1, keepdim=True)
+    share = torch.where(total > 0, weights / torch.where(total > 0, total, 1.0), 1 / weights.shape[-1])
+    return (share[..., None] * values).sum(-2)
+
+
 class Point(NamedTuple):
     """A state known exactly: the hidden vector of a recurrent network, or a tuple of them.
 

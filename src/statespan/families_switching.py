@@ -79,8 +79,8 @@ def markov_switching(
     if states < 1 or drivers < 0:
         raise StatespanError(f"markov_switching(states={states}, drivers={drivers}): use at least 1 and 0")
     follows = hasattr(initial, "following")
-    start_table, initial = _table(None if follows else initial, "markov_switching(initial=)", 1, states)
-    move_table, transition = _table(transition, "markov_switching(transition=)", 2, states)
+    start_table, initial = given_table(None if follows else initial, "markov_switching(initial=)", 1, states)
+    move_table, transition = given_table(transition, "markov_switching(transition=)", 2, states)
     if drivers and move_table is not None:
         raise StatespanError("markov_switching: a table of probabilities follows no drivers; give one of the two")
     with seeded(seed):
@@ -106,7 +106,7 @@ def markov_switching(
     return model
 
 
-def _table(given: Any, name: str, rank: int, states: int) -> tuple[Any, Any]:
+def given_table(given: Any, name: str, rank: int, states: int) -> tuple[Any, Any]:
     """Probabilities and no part, or no probabilities and what was given."""
     if given is None or isinstance(given, nn.Module):
         if given is not None and getattr(given, "states", None) != states:

@@ -84,7 +84,7 @@ class Likelihood(NamedTuple):
 def prepare_likelihood(model: Any, constants: Constants, data: Sequences) -> Likelihood:
     """The likelihood of every step; ones where nothing is observed, zeros off a labelled state."""
     owners, states = model.transition.owners, model.transition.public_states
-    excluded = None if data.states is None else _excluded(data.states, states)
+    excluded = None if data.states is None else excluded_states(data.states, states)
     if model.emission.expanded and owners is not None:
         excluded = None if excluded is None else excluded[..., owners]
         owners, states = None, model.transition.states
@@ -191,7 +191,7 @@ def told_apart(model: Any, probs: Tensor) -> Tensor:
     return probs if model.emission.expanded else public(model.transition, probs)
 
 
-def _excluded(labels: Tensor, states: int) -> Tensor:
+def excluded_states(labels: Tensor, states: int) -> Tensor:
     """Where a label (T, B), or what is possible (T, B, K), says that a state is not the one: (T, B, K)."""
     if labels.dim() == 3:
         if labels.shape[-1] != states:
