@@ -14,8 +14,9 @@ import torch
 
 from statespan.errors import StatespanError
 from statespan.ladder import ledger, material, recipe, row, tables, workers
+from statespan.ladder.figures import askable, read_gold
 from statespan.ladder.recipe import Entry, Recipe, Sweep, Text
-from statespan.ladder.sweep import Bracket, SweepRun, askable, reached, read_gold
+from statespan.ladder.sweep import Bracket, SweepRun, reached
 from statespan.ladder.workers import Failed, Finished, Job, Paused
 from statespan.language.training import Training
 
@@ -140,7 +141,7 @@ def test_what_is_wrong_with_a_sweep_is_named(folder, tmp_path, change, line):
 
 
 def test_em_is_not_swept():
-    with pytest.raises(StatespanError, match="is trained by EM; a sweep is of gradients"):
+    with pytest.raises(StatespanError, match="is trained by EM; what is tried is of gradients"):
         Sweep(({"learning_rate": 1.0},), (1,), ()).trials(Entry("hmm", "hmm", "EM", width=3))
 
 

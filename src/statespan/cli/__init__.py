@@ -13,6 +13,9 @@ from statespan.version import __version__
 BAD_INPUT = 2
 INTERRUPTED = 130
 
+AGAIN = {"ladder run": "--resume", "ladder sweep": "--resume", "ladder search": "the same command"}
+"""What goes on after Ctrl-C, by command."""
+
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 """click's ClickException, the base of every usage error, wherever this version of typer keeps it."""
 
@@ -34,8 +37,10 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED  # which newer versions of typer return
     if code == INTERRUPTED:
-        kept = "; what was done is kept, and --resume goes on from there"
-        _complain(f"stopped{kept if sys.argv[1:3] in (['ladder', 'run'], ['ladder', 'sweep']) else ''}", INTERRUPTED)
+        again = AGAIN.get(" ".join(sys.argv[1:3]))
+        _complain(
+            f"stopped; what was done is kept, and {again} goes on from there" if again else "stopped", INTERRUPTED
+        )
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from statespan.cli import screen
 from statespan.errors import StatespanError
-from statespan.tables import Data, read, read_words
+from statespan.tables import Data, read, read_ahead, read_inputs, read_words
 from statespan.tables.write import write, writer
 
 TEXTS = (".txt", ".text", ".conllu", ".conll", ".tagged", ".pos")
@@ -19,6 +19,10 @@ TEXTS = (".txt", ".text", ".conllu", ".conll", ".tagged", ".pos")
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors that fit, or save, wrote.")]
 DataFile = Annotated[Path, typer.Argument(metavar="DATA", help="CSV, .parquet, .npy, .npz; .txt or .conllu.")]
 Columns = Annotated[str, typer.Option(help="What is observed, by name or number from 0, as in a,b; all by custom.")]
+Inputs = Annotated[
+    str, typer.Option(help="Columns of numbers that act on the model: on an hmm's moves, or on a regression's mean.")
+]
+Future = Annotated[Path | None, typer.Option(help="Of a model with inputs: a file with those of the steps to come.")]
 Sequence = Annotated[str | None, typer.Option(help="The column that tells sequences apart.")]
 Time = Annotated[str | None, typer.Option(help="The column of times: dates, or numbers.")]
 Every = Annotated[str | None, typer.Option(help="The step of time (D, h, W, MS, 1): absent steps become missing.")]
@@ -32,9 +36,14 @@ Emission = Annotated[
 ]
 Symbols = Annotated[str, typer.Option(help="Columns of numbers that stand for symbols.")]
 Covariance = Annotated[str | None, typer.Option(help="Of a gaussian: full, diagonal, spherical or tied.")]
-By = Annotated[str | None, typer.Option(help="em or sgd; em where it can be.")]
-Iterations = Annotated[int, typer.Option(help="Iterations of em, passes of sgd, at most.")]
-LearningRate = Annotated[float, typer.Option(help="Of sgd.")]
+Components = Annotated[int | None, typer.Option(help="Of a gaussian-mixture: how many in each state; 2 by custom.")]
+By = Annotated[
+    str | None,
+    typer.Option(help="em, vi (variational Bayes), online (em by batches), lbfgs or sgd; em where it can be."),
+]
+Iterations = Annotated[int, typer.Option(help="Iterations at most; of online and sgd, passes over the data.")]
+LearningRate = Annotated[float | None, typer.Option(help="Of sgd; 0.05 by custom.")]
+Batch = Annotated[int | None, typer.Option(help="Sequences a step of online (32 by custom) or sgd (all by custom).")]
 Restarts = Annotated[int | None, typer.Option(help="Starts, the best is kept; 4, of linear-gaussian 1.")]
 Seed = Annotated[int, typer.Option(help="Makes the answer repeatable.")]
 
@@ -70,15 +79,18 @@ class Question(NamedTuple):
     as_json: bool
 
     @property
+    def inputs(self) -> list[Any] | None:
+        """What acts on the model, a table a sequence."""
+        return self.data.u()
+
+    @property
     def shown(self) -> slice:
         """The rows of the sequence that is drawn."""
         return self.data.steps(self.sequence)
 
     def picture(self) -> dict[str, Any]:
         """What every picture is told of the sequence that is drawn."""
-        data = self.data
-        times = None if data.times is None else data.times[self.sequence].rename(data.columns.time)
-        return {"times": times, "columns": data.columns.names, "words": data.columns.words}
+        return _captions(self.data, self.sequence)
 
     def observed(self) -> Any:
         """The observations of the sequence that is drawn, (T, C), NaN missing."""
@@ -103,6 +115,7 @@ def _ask(
     model: Path,
     data: Path,
     columns: str,
+    inputs: str,
     sequence: str | None,
     time: str | None,
     every: str | None,
@@ -114,7 +127,7 @@ def _ask(
     """Read a model and the data it is asked about; every name is checked before any work is done."""
     _check(out, plot)
     found, names = open_model(model)
-    given = read_for(data, names, columns, sequence, time, every)
+    given = read_for(data, names, columns, inputs, sequence, time, every)
     screen.note(given.notes)
     return Question(found, given, given.y(found.emission.event), out, plot, given.which(show), as_json)
 
@@ -134,7 +147,13 @@ def open_model(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def read_for(
-    path: Path, extra: dict[str, Any], columns: str, sequence: str | None, time: str | None, every: str | None
+    path: Path,
+    extra: dict[str, Any],
+    columns: str,
+    inputs: str,
+    sequence: str | None,
+    time: str | None,
+    every: str | None,
 ) -> Data:
     """Data read the way the model's own were."""
     from statespan.tables import Columns as Names
@@ -146,7 +165,13 @@ def read_for(
             raise StatespanError(f"{path}: this model is of words; give a text ({', '.join(TEXTS)})")
         return read_words(path, Vocabulary.from_json(extra["vocabulary"]), extra.get("level", "words"))[0]
     known = Names.from_json(extra["columns"]) if "columns" in extra else None
-    return read(path, split(columns), (), sequence, time, every, known)
+    acting = split(inputs)
+    if known and acting and len(acting) != len(known.inputs):
+        raise StatespanError(
+            f"--inputs names {len(acting)} where the model has {len(known.inputs)}"
+            f"{' (' + ', '.join(known.inputs) + ')' if known.inputs else ''}; leave it out, or name as many"
+        )
+    return read(path, split(columns), (), sequence, time, every, known, acting)
 
 
 def split(names: str) -> list[str]:
@@ -173,14 +198,17 @@ def fit(
     state: Annotated[int, typer.Option(help="How many numbers the state of a linear-gaussian model is.")] = 1,
     emission: Emission = None,
     columns: Columns = "",
+    inputs: Inputs = "",
     symbols: Symbols = "",
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
     covariance: Covariance = None,
+    components: Components = None,
     by: By = None,
     iterations: Iterations = 100,
-    learning_rate: LearningRate = 0.05,
+    learning_rate: LearningRate = None,
+    batch: Batch = None,
     restarts: Restarts = None,
     seed: Seed = 0,
     characters: Annotated[bool, typer.Option("--characters", help="Of a text: letters, not words.")] = False,
@@ -196,11 +224,11 @@ def fit(
     from statespan.cli.models import Wanted, make
 
     _check(None, plot)
-    given, extra = _to_fit(data, columns, symbols, emission, sequence, time, every, characters, at_least)
+    given, extra = _to_fit(data, columns, inputs, symbols, emission, sequence, time, every, characters, at_least)
     screen.note(given.notes)
-    wanted = Wanted(states, state, emission, covariance, seed)
+    wanted = Wanted(states, state, emission, covariance, components, seed)
     starts = restarts if restarts is not None else fitting.STARTS if model == "hmm" else 1
-    plan = fitting.Plan(by, iterations, learning_rate, starts, seed)
+    plan = fitting.Plan(by, iterations, learning_rate, batch, starts, seed)
     with located(given):
         done = fitting.fit(lambda number: make(model, given, wanted._replace(seed=number)), given, plan)
     fitting.save(done.model, out, extra)
@@ -212,15 +240,31 @@ def fit(
         summary.show(made, given)
     screen.console().print(f"\nmodel: {out}", markup=False, soft_wrap=True)
     if plot is not None:
-        from statespan.plots import plot_model
+        screen.save_plot(_portrait(made, given), plot)
 
-        axes = plot_model(made, given.y(made.emission.event), columns=given.columns.names, words=given.columns.words)
-        screen.save_plot(axes, plot)
+
+def _portrait(model: Any, data: Data) -> Any:
+    """A picture of a fitted model: its states, or what it says of the first sequence where they are not all of it."""
+    from statespan.plots import plot_model, plot_posterior
+    from statespan.plots.parts import of_states
+
+    y = data.y(model.emission.event)
+    if of_states(model):
+        return plot_model(model, y, columns=data.columns.names, words=data.columns.words)
+    posterior = model.smooth(y, inputs=data.u())
+    return plot_posterior(posterior, 0, y=data.values[data.steps(0)], **_captions(data, 0))
+
+
+def _captions(data: Data, sequence: int) -> dict[str, Any]:
+    """What every picture is told of the sequence that is drawn."""
+    times = None if data.times is None else data.times[sequence].rename(data.columns.time)
+    return {"times": times, "columns": data.columns.names, "words": data.columns.words}
 
 
 def _to_fit(
     path: Path,
     columns: str,
+    inputs: str,
     symbols: str,
     emission: str | None,
     sequence: str | None,
@@ -233,10 +277,12 @@ def _to_fit(
     from statespan.cli.models import named_columns, of_symbols
 
     if path.suffix.lower() in TEXTS:
+        if inputs:
+            raise StatespanError(f"--inputs {inputs}: a text has no columns; leave it out")
         level = "characters" if characters else "words"
         data, vocabulary = read_words(path, None, level, at_least)
         return data, {"vocabulary": vocabulary.to_json(), "level": level}
-    asked, coded = split(columns), split(symbols)
+    asked, coded, acting = split(columns), split(symbols), split(inputs)
     groups = named_columns(emission)
     if groups:
         listed = [column for group, _ in groups for column in group]
@@ -246,20 +292,20 @@ def _to_fit(
         asked = listed  # in the order of the emissions
         coded += [column for group, name in groups if of_symbols(name) for column in group]
     elif emission is not None and of_symbols(emission):
-        asked = asked or _only(path, sequence, time)
+        asked = asked or _only(path, sequence, time, acting)
         coded += asked
-    data = read(path, asked, coded, sequence, time, every)
+    data = read(path, asked, coded, sequence, time, every, inputs=acting)
     if not groups:
         data = data.ordered(key=lambda name: name in data.columns.words)
     return data, {"columns": data.columns.to_json()}
 
 
-def _only(path: Path, sequence: str | None, time: str | None) -> list[str]:
+def _only(path: Path, sequence: str | None, time: str | None, inputs: list[str]) -> list[str]:
     """The columns that are observed where none is named."""
     from statespan.tables import read_table
 
     table = read_table(path)
-    keys = {table.name(key) for key in (sequence, time) if key is not None} | {table.sequence}
+    keys = {table.name(key) for key in (sequence, time, *inputs) if key is not None} | {table.sequence}
     return [name for name in table.frame.columns if name not in keys]
 
 
@@ -271,6 +317,7 @@ def score(
     data: DataFile,
     each_step: Annotated[bool, typer.Option("--each-step", help="The surprise of each step, in nats.")] = False,
     columns: Columns = "",
+    inputs: Inputs = "",
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
@@ -283,9 +330,9 @@ def score(
     from statespan.cli import frames
     from statespan.plots import plot_surprise
 
-    asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+    asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     with located(asked.data):
-        posterior = asked.model.filter(asked.y)
+        posterior = asked.model.filter(asked.y, inputs=asked.inputs)
     frame = frames.surprises if each_step else frames.scores
     asked.answer(
         frame(asked.data, posterior),
@@ -297,6 +344,7 @@ def filter(
     model: ModelFile,
     data: DataFile,
     columns: Columns = "",
+    inputs: Inputs = "",
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
@@ -306,15 +354,16 @@ def filter(
     as_json: Json = False,
 ) -> None:
     """What was known of the state at each step, from the steps before it."""
-    asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+    asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     with located(asked.data):
-        _believe(asked, asked.model.filter(asked.y))
+        _believe(asked, asked.model.filter(asked.y, inputs=asked.inputs))
 
 
 def smooth(
     model: ModelFile,
     data: DataFile,
     columns: Columns = "",
+    inputs: Inputs = "",
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
@@ -324,9 +373,9 @@ def smooth(
     as_json: Json = False,
 ) -> None:
     """What is known of the state at each step in hindsight."""
-    asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+    asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     with located(asked.data):
-        _believe(asked, asked.model.smooth(asked.y))
+        _believe(asked, asked.model.smooth(asked.y, inputs=asked.inputs))
 
 
 def _believe(asked: Question, posterior: Any) -> None:
@@ -342,6 +391,7 @@ def decode(
     data: DataFile,
     paths: Annotated[int | None, typer.Option(help="The k likeliest paths, with their log-probabilities.")] = None,
     columns: Columns = "",
+    inputs: Inputs = "",
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
@@ -356,10 +406,10 @@ def decode(
 
     if paths is not None and paths < 1:
         raise StatespanError(f"--paths {paths}: ask for at least one")
-    asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+    asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     try:
         with located(asked.data):
-            found = asked.model.decode(asked.y, k=paths)
+            found = asked.model.decode(asked.y, k=paths, inputs=asked.inputs)
     except TypeError as error:
         raise StatespanError(f"{model}: {error}") from error
     decoded, log_prob = (found, None) if paths is None else found
@@ -383,6 +433,8 @@ def forecast(
     samples: Annotated[int, typer.Option(help="Futures drawn, for the quantiles.")] = 2000,
     seed: Seed = 0,
     columns: Columns = "",
+    inputs: Inputs = "",
+    future: Future = None,
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
@@ -396,9 +448,13 @@ def forecast(
     from statespan.plots import plot_forecast
 
     levels = frames.quantile_list(quantiles)
-    asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+    asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    _check_future(future, asked.data.columns.inputs, "forecast")
+    coming = None if future is None else read_ahead(future, asked.data, steps)
     with located(asked.data):
-        found = asked.model.forecast(asked.y, steps=steps, samples=samples, seed=seed)
+        found = asked.model.forecast(
+            asked.y, steps=steps, samples=samples, seed=seed, inputs=asked.inputs, future=coming
+        )
     frame = frames.forecasts(asked.data, found, steps, levels)
     ahead = frame[asked.data.keys[-1]].to_numpy()[asked.sequence * steps :][:steps]
 
@@ -408,10 +464,21 @@ def forecast(
     asked.answer(frame, draw)
 
 
+def _check_future(path: Path | None, names: Any, verb: str) -> None:
+    """That the inputs to come are given where there are any."""
+    if names and path is None:
+        raise StatespanError(
+            f"{verb}: the model has inputs ({', '.join(names)}); give those of the steps to come with --future FILE"
+        )
+    if path is not None and not names:
+        raise StatespanError(f"--future {path}: the model has no inputs; leave it out")
+
+
 def impute(
     model: ModelFile,
     data: DataFile,
     columns: Columns = "",
+    inputs: Inputs = "",
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
@@ -424,9 +491,9 @@ def impute(
     from statespan.cli import frames
     from statespan.plots import plot_imputed
 
-    asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+    asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     with located(asked.data):
-        filled = asked.model.impute(asked.y)
+        filled = asked.model.impute(asked.y, inputs=asked.inputs)
     asked.answer(
         frames.imputed(asked.data, filled),
         lambda: plot_imputed(asked.observed(), filled[asked.sequence], **asked.picture()),
@@ -442,6 +509,8 @@ def sample(
     length: Annotated[int, typer.Option(help="Steps of a new sequence.")] = 100,
     seed: Seed = 0,
     columns: Columns = "",
+    inputs: Inputs = "",
+    future: Future = None,
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
@@ -455,20 +524,23 @@ def sample(
     from statespan.plots import plot_paths
 
     if data is not None:
-        asked = _ask(model, data, columns, sequence, time, every, out, plot, show, as_json)
+        asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
         with located(asked.data):
-            drawn = asked.model.sample_posterior(asked.y, n=n, seed=seed)
+            drawn = asked.model.sample_posterior(asked.y, n=n, seed=seed, inputs=asked.inputs)
         one = drawn[asked.sequence].transpose(0, 1)
         frame = frames.drawn_paths(asked.data, drawn)
-        asked.answer(frame, lambda: plot_paths(one, None, y=asked.observed(), **asked.picture()))
+        asked.answer(frame, lambda: plot_paths(one, None, y=asked.observed(), **asked.picture(), name="path drawn"))
         return
     _check(out, plot)
     found, extra = open_model(model)
-    states, y = found.sample(n=n, length=length, seed=seed)
+    acting = split(inputs) or extra.get("columns", {}).get("inputs", [])
+    _check_future(future, acting, "sample")
+    given = None if future is None else read_inputs(future, acting, length)
+    states, y = found.sample(n=n, length=length, seed=seed, inputs=given)
     names, words = _spoken(extra, 1 if y.dim() == 2 else y.shape[2])
     deliver(frames.sampled(None, states, y, names, words), out, as_json)
     if plot is not None:
-        screen.save_plot(plot_paths(states[0], None, y=y[0].double(), columns=names, words=words), plot)
+        screen.save_plot(plot_paths(states[0], None, y=y[0].double(), columns=names, words=words, name="state"), plot)
 
 
 def _spoken(extra: dict[str, Any], width: int) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -488,14 +560,17 @@ def compare(
     folds: Annotated[int, typer.Option(help="With --states: cross-validate, this often; 0 does without.")] = 0,
     emission: Emission = None,
     columns: Columns = "",
+    inputs: Inputs = "",
     symbols: Symbols = "",
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
     covariance: Covariance = None,
+    components: Components = None,
     by: By = None,
     iterations: Iterations = 100,
-    learning_rate: LearningRate = 0.05,
+    learning_rate: LearningRate = None,
+    batch: Batch = None,
     restarts: Restarts = None,
     seed: Seed = 0,
     out: Out = None,
@@ -521,17 +596,17 @@ def compare(
     rows: list[dict[str, Any]] = []
     for path in models:
         model, extra = open_model(path)
-        given = read_for(data, extra, columns, sequence, time, every)
+        given = read_for(data, extra, columns, inputs, sequence, time, every)
         screen.note(() if rows else given.notes)
         with located(given):
             rows.append({"model": str(path)} | summary.criteria(model, given))
     if counts:
-        given, _ = _to_fit(data, columns, symbols, emission, sequence, time, every, False, 2)
+        given, _ = _to_fit(data, columns, inputs, symbols, emission, sequence, time, every, False, 2)
         screen.note(given.notes)
         starts = fitting.STARTS if restarts is None else restarts
-        plan = fitting.Plan(by, iterations, learning_rate, starts, seed)
+        plan = fitting.Plan(by, iterations, learning_rate, batch, starts, seed)
         for count in counts:
-            wanted = Wanted(count, 1, emission, covariance, seed)
+            wanted = Wanted(count, 1, emission, covariance, components, seed)
 
             def maker(number: int, wanted: Wanted = wanted) -> Any:
                 return make("hmm", given, wanted._replace(seed=number))

@@ -9,16 +9,21 @@ from statespan.cli import screen
 from statespan.errors import StatespanError
 from statespan.tables import Data
 
+PASSES = ("online", "sgd")
+"""Fitters that count passes over the data."""
+LEARNING_RATE = 0.05
+"""Of sgd."""
 STARTS = 4
 """Of an hmm, whose likelihood has many peaks."""
 
 
 class Plan(NamedTuple):
-    """How to fit: `--by`, `--iterations`, `--learning-rate`, `--restarts`, `--seed`."""
+    """How to fit: `--by`, `--iterations`, `--learning-rate`, `--batch`, `--restarts`, `--seed`."""
 
     by: str | None
     iterations: int
-    learning_rate: float
+    learning_rate: float | None
+    batch: int | None
     restarts: int
     seed: int
 
@@ -83,7 +88,7 @@ def fit(make: Callable[[int], Any], data: Data, plan: Plan, what: str = "fitting
     best, errors = _Best(), []
     model = make(plan.seed)
     fitter = _fitter(plan, model)
-    y, _ = verbs.ask(model, data.y(model.emission.event))
+    y, _ = verbs.ask(model, data.y(model.emission.event), inputs=data.u())
     with screen.progress(plan.restarts, plan.iterations, what) as follow, torch.enable_grad():
         try:
             for start in range(plan.restarts):
@@ -119,10 +124,9 @@ def cross_validate(model: Any, data: Data, plan: Plan, folds: int) -> float:
     from statespan import verbs
     from statespan.selection import cross_validate as validate
 
+    sequences, _ = verbs.ask(model, data.y(model.emission.event), inputs=data.u())
     with torch.enable_grad():
-        return validate(
-            model, verbs.ask(model, data.y(model.emission.event))[0], folds, _fitter(plan, model), 1, plan.seed
-        )
+        return validate(model, sequences, folds, _fitter(plan, model), 1, plan.seed)
 
 
 def _watch(model: Any, best: _Best, follow: Callable[[int, float], None]) -> Callable[[int, float], None]:
@@ -136,18 +140,24 @@ def _watch(model: Any, best: _Best, follow: Callable[[int, float], None]) -> Cal
 
 
 def _fitter(plan: Plan, model: Any) -> Any:
-    """What `--by` means for a model."""
-    from statespan.fit import EM, SGD
-    from statespan.fit.em import closed_form
+    """What `--by` means for a model, with the options that it takes."""
+    from statespan.fit import EM, LBFGS, SGD, VI, OnlineEM
+    from statespan.fit.fitting import usual
 
-    by = plan.by or ("em" if closed_form(model) else "sgd")
-    makers = {
-        "em": lambda: EM(iterations=plan.iterations),
-        "sgd": lambda: SGD(epochs=plan.iterations, learning_rate=plan.learning_rate),
-    }
-    if by not in makers:
-        raise StatespanError(f"--by {by}: choose one of {', '.join(makers)}")
-    return makers[by]()
+    makers = {"em": EM, "vi": VI, "online": OnlineEM, "lbfgs": LBFGS, "sgd": SGD}
+    if plan.by is not None and plan.by not in makers:
+        raise StatespanError(f"--by {plan.by}: choose one of {', '.join(makers)}")
+    by = plan.by or next(name for name, maker in makers.items() if maker is usual(model))
+    options: dict[str, Any] = {"epochs" if by in PASSES else "iterations": plan.iterations}
+    if plan.learning_rate is not None and by != "sgd":
+        raise StatespanError(f"--learning-rate {plan.learning_rate:g}: {by} has none; leave it out, or say --by sgd")
+    if plan.batch is not None and by not in PASSES:
+        raise StatespanError(f"--batch {plan.batch}: {by} takes all sequences at once; leave it out or say --by online")
+    if by == "sgd":
+        options["learning_rate"] = LEARNING_RATE if plan.learning_rate is None else plan.learning_rate
+    if plan.batch is not None:
+        options["batch"] = plan.batch
+    return makers[by](**options)
 
 
 def save(model: Any, path: Path, extra: dict[str, Any]) -> None:

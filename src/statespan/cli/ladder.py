@@ -2,11 +2,12 @@
 
 import shlex
 import sys
+import time
 import webbrowser
 from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -74,13 +75,7 @@ def _run(
     from statespan.ladder.run import Run
     from statespan.language import parallel
 
-    path, own = _recipe(recipe), _own(text, tagged, data)
-    plan = recipes.read(path)
-    if own is not None:
-        form = "text" if tagged is None else "conllu" if own.suffix in (".conllu", ".conll") else "tagged"
-        plan = recipes.on_own_text(plan, own, form)
-    if only is not None:
-        plan = recipes.only(plan, only)
+    path, own, plan = _plan(recipe, text, tagged, data, only)
     if parallel.processes() > 1:  # they share a row, so rows come one at a time
         plan = replace(plan, workers=1)
     screen = terminal.console()
@@ -126,38 +121,109 @@ def ladder_sweep(
         Path, typer.Option(help="Folder of ladder.csv and tagging.csv, to which rows are added.")
     ] = Path("results"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was stopped.")] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="Your own text, a sentence a line, instead of the recipe's.")
+    ] = None,
+    tagged: Annotated[Path | None, typer.Option(help="Your own tagged text: CoNLL-U (.conllu), or word/TAG.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder that holds the files the recipe names.")] = None,
     only: Annotated[str | None, typer.Option(help="Some rows alone, such as elman,lstm.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random draw, instead of the recipe's.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, instead of the recipe's.")] = None,
 ) -> None:
     """Try a recipe's settings on each rung by successive halving, and keep the figures of what wins."""
-    import time
     from dataclasses import replace
 
-    from statespan.ladder import material as texts
-    from statespan.ladder import recipe as recipes
-    from statespan.ladder import sweep, terminal
+    from statespan.ladder import sweep
 
-    _own(None, None, data)
-    path = _recipe(recipe)
-    plan = recipes.read(path)
-    plan = recipes.only(plan, only) if only is not None else plan
+    path, own, plan = _plan(recipe, text, tagged, data, only)
     plan = replace(plan, seed=plan.seed if seed is None else seed, workers=workers or plan.workers)
-    folder, screen, began = data or path.parent, terminal.console(), time.monotonic()
-    material = texts.read(plan.text, folder)
-    gold = sweep.read_gold(plan, material, folder)
-    terminal.say_text(screen, material)
-    name = path.stem if seed is None else f"{path.stem}-seed{seed}"
-    trials = sweep.SweepRun(plan, path.stem, material, gold, out or Path("out") / name, results, resume)
-    screen.print(f"{len(plan.entries)} rungs, {len(trials.plan.points)} points each; {trials.epochs} epochs at most")
-    with closing(trials.train()) as events:
-        for event in events:
-            if (line := sweep.say(event, time.monotonic() - began)) is not None:
-                screen.print(line, markup=False, soft_wrap=True)
+    screen, material, gold = _tried(plan, data or path.parent)
+    called = _called(path, own) + ("" if seed is None else f"-seed{seed}")
+    trials = sweep.SweepRun(plan, path.stem, material, gold, out or Path("out") / called, results, resume)
+    points = _counted(len(trials.plan.points), "point")
+    screen.print(f"{_counted(len(plan.entries), 'rung')}, {points} each; {_counted(trials.epochs, 'epoch')} at most")
+    _follow(screen, trials)
     screen.print(f"results: {results}/*.csv; draw them with: statespan ladder report {results}", soft_wrap=True)
     if trials.failures:
         raise StatespanError("; ".join(f"{name}: {why}" for name, why in trials.failures.items()))
+
+
+@ladder_app.command("search")
+def ladder_search(
+    recipe: Annotated[str, typer.Argument(help="A recipe with [search], or the name of one that ships: ptb-search.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for trials, of this search alone; out/ and the recipe's name.")
+    ] = None,
+    results: Annotated[
+        Path, typer.Option(help="Folder of ladder.csv and tagging.csv, to which the best are added.")
+    ] = Path("results"),
+    storage: Annotated[
+        str, typer.Option(help="Where the studies lie, such as postgresql://USER@HOST/DB; a SQLite file in --out.")
+    ] = "",
+    study: Annotated[str | None, typer.Option(help="Name of the study that is drawn from; the recipe's.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Your own text, a sentence a line, instead of the recipe's.")
+    ] = None,
+    tagged: Annotated[Path | None, typer.Option(help="Your own tagged text: CoNLL-U (.conllu), or word/TAG.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the files the recipe names.")] = None,
+    only: Annotated[str | None, typer.Option(help="Some rows alone, such as elman,lstm.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials a row, by all searches together.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Trials at a time, instead of the recipe's.")] = None,
+) -> None:
+    """Search a recipe's space with Optuna, and keep the figures of the best.
+
+    A study goes on where it stands. Searches with one --storage and an --out each, on one machine or on many, share it.
+    """
+    from dataclasses import replace
+
+    from statespan.ladder import search
+
+    path, own, plan = _plan(recipe, text, tagged, data, only)
+    plan = replace(plan, workers=workers or plan.workers)
+    if trials is not None and plan.search is not None:
+        plan = replace(plan, search=replace(plan.search, trials=trials))
+    screen, material, gold = _tried(plan, data or path.parent)
+    called = _called(path, own)
+    place = (out or Path("out") / called, results, storage, study or called)
+    run = search.SearchRun(plan, path.stem, material, gold, *place)
+    screen.print(f"study {run.study} in {run.storage}", markup=False, soft_wrap=True)
+    _follow(screen, run)
+    for line in run.say():
+        screen.print(line, markup=False, soft_wrap=True)
+
+
+def _called(path: Path, own: Path | None) -> str:
+    """What the folder of a recipe's trials is called."""
+    return path.stem if own is None else f"{path.stem}-{own.stem}"
+
+
+def _counted(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _tried(plan: Any, folder: Path) -> tuple[Any, Any, Any]:
+    """The screen, the text and its gold tags, for trials."""
+    from statespan.ladder import figures, terminal
+    from statespan.ladder import material as texts
+    from statespan.language import parallel
+
+    if parallel.started():
+        raise StatespanError("trials share nothing, so torchrun is for ladder run; here, give --workers")
+    screen, material = terminal.console(), texts.read(plan.text, folder)
+    terminal.say_text(screen, material)
+    return screen, material, figures.read_gold(plan, material, folder)
+
+
+def _follow(screen: Any, run: Any) -> None:
+    """Print what happens to trials until it is over."""
+    from statespan.ladder.sweep import say
+
+    began = time.monotonic()
+    with closing(run.train()) as events:
+        for event in events:
+            if (line := say(event, time.monotonic() - began)) is not None:
+                screen.print(line, markup=False, soft_wrap=True)
 
 
 @ladder_app.command("report")
@@ -236,6 +302,20 @@ def _recipe(name: str) -> Path:
     near = get_close_matches(name, shipped, 1, 0.3)
     hint = f"did you mean {near[0]}?" if near else f"give a .toml file, or one of {', '.join(shipped)}"
     raise StatespanError(f"{name}: there is no such recipe; {hint}")
+
+
+def _plan(
+    recipe: str, text: Path | None, tagged: Path | None, data: Path | None, only: str | None
+) -> tuple[Path, Path | None, Any]:
+    """The recipe's path, the user's own text if one is given, and the recipe for it."""
+    from statespan.ladder import recipe as recipes
+
+    path, own = _recipe(recipe), _own(text, tagged, data)
+    plan = recipes.read(path)
+    if own is not None:
+        form = "text" if tagged is None else "conllu" if own.suffix in (".conllu", ".conll") else "tagged"
+        plan = recipes.on_own_text(plan, own, form)
+    return path, own, plan if only is None else recipes.only(plan, only)
 
 
 def _own(text: Path | None, tagged: Path | None, data: Path | None) -> Path | None:

@@ -14,23 +14,30 @@ LANGUAGE = "categorical"
 
 
 class Wanted(NamedTuple):
-    """What a user asked a model to be: `--states`, `--state`, `--emission`, `--covariance`, `--seed`."""
+    """What a user asked a model to be: the options of its sizes, its emission and its seed."""
 
     states: int
     state: int
     emission: str | None
     covariance: str | None
+    components: int | None
     seed: int
 
 
 def emissions() -> dict[str, type[Any]]:
-    """Every public emission of finite states whose size is a number of symbols or of columns, by its name."""
+    """Every public emission of one chain of states whose size is a number of symbols or of columns, by its name."""
     found = {}
     for public in ss.__all__:
         cls = getattr(ss, public)
-        if inspect.isclass(cls) and issubclass(cls, FiniteEmission) and {"symbols", "dim"} & set(_parameters(cls)):
+        if inspect.isclass(cls) and issubclass(cls, FiniteEmission) and _sized(_parameters(cls)):
             found[re.sub("(?<=[a-z])(?=[A-Z])", "-", public).lower()] = cls
     return found
+
+
+def _sized(takes: Any) -> bool:
+    """Whether sizes are all that must be given."""
+    needed = {name for name, p in takes.items() if p.default is p.empty} - {"self", "args", "kwargs"}
+    return "states" in takes and bool({"symbols", "dim"} & set(takes)) and needed <= {"symbols", "dim"}
 
 
 def of_symbols(name: str) -> bool:
@@ -72,12 +79,26 @@ def _hmm(data: Data, wanted: Wanted) -> Any:
     elif not groups:  # the numbers together, then each column of words
         numbers = [column for column in columns if column not in words]
         groups = ([(numbers, "gaussian")] if numbers else []) + [([c], LANGUAGE) for c in columns if c in words]
-    parts = [_part(name, group, data, wanted) for group, name in groups]
+    options = _options(wanted, [name for _, name in groups])
+    parts = [_part(name, group, data, options) for group, name in groups]
     emission = parts[0] if len(parts) == 1 else ss.Product(*parts)
-    return ss.hmm(states=wanted.states, emission=emission, seed=wanted.seed)
+    moves = None
+    if data.columns.inputs and not any(part.takes_inputs for part in parts):
+        moves = ss.SoftmaxTransition(wanted.states, len(data.columns.inputs))
+    return ss.hmm(states=wanted.states, emission=emission, transition=moves, seed=wanted.seed)
 
 
-def _part(name: str, columns: Sequence[str], data: Data, wanted: Wanted) -> Any:
+def _options(wanted: Wanted, names: Sequence[str]) -> dict[str, Any]:
+    """What was asked of the emissions; each takes what it knows, and one of them must know it."""
+    asked = {"covariance": wanted.covariance, "components": wanted.components}
+    options = {option: value for option, value in asked.items() if value is not None}
+    for option, value in options.items():
+        if not any(option in _parameters(_emission(name)) for name in names):
+            raise StatespanError(f"--{option} {value}: {' and '.join(names)} has no {option}; leave it out")
+    return options
+
+
+def _part(name: str, columns: Sequence[str], data: Data, options: dict[str, Any]) -> Any:
     """One emission for some columns."""
     cls, words = _emission(name), data.columns.words
     takes = _parameters(cls)
@@ -87,18 +108,16 @@ def _part(name: str, columns: Sequence[str], data: Data, wanted: Wanted) -> Any:
                 f"--emission {name}: {len(columns)} columns are given ({', '.join(columns)}), and symbols are one; "
                 "name the column with --columns, or an emission for each as column:name,column:name"
             )
-        if wanted.covariance is not None:
-            raise StatespanError(f"--covariance {wanted.covariance}: {name} has no covariance; leave it out")
         return cls(symbols=len(words[columns[0]]))
     wordy = [column for column in columns if column in words]
     if wordy:
         raise StatespanError(f"--emission {name}: column {wordy[0]} holds words; say {wordy[0]}:{LANGUAGE} for it")
-    options = {}
-    if wanted.covariance is not None:
-        if "covariance" not in takes:
-            raise StatespanError(f"--covariance {wanted.covariance}: {name} has no covariance; leave it out")
-        options["covariance"] = wanted.covariance
-    return cls(dim=len(columns), **options)
+    known: dict[str, Any] = {option: value for option, value in options.items() if option in takes}
+    if "inputs" in takes:
+        if not data.columns.inputs:
+            raise StatespanError(f"--emission {name}: a regression is on inputs; name their columns with --inputs")
+        known["inputs"] = len(data.columns.inputs)
+    return cls(dim=len(columns), **known)
 
 
 def _linear_gaussian(data: Data, wanted: Wanted) -> Any:
@@ -107,8 +126,11 @@ def _linear_gaussian(data: Data, wanted: Wanted) -> Any:
 
     if data.columns.words:
         raise StatespanError(f"--model linear-gaussian: column {next(iter(data.columns.words))} holds words")
-    if wanted.emission is not None or wanted.covariance is not None:
-        raise StatespanError("--model linear-gaussian: --emission and --covariance are for hmm; leave them out")
+    if any(x is not None for x in (wanted.emission, wanted.covariance, wanted.components)):
+        raise StatespanError(
+            "--model linear-gaussian: --emission, --covariance and --components are for hmm; leave them out"
+        )
+    acting = len(data.columns.inputs)
     values = data.values
     mean, variance = np.nanmean(values, 0), np.nanvar(values, 0)
     spread = np.sqrt(np.where(variance > 0, variance, 1.0))
@@ -118,6 +140,7 @@ def _linear_gaussian(data: Data, wanted: Wanted) -> Any:
         observation=loadings / wanted.state**0.5,
         observation_noise=np.diag(0.5 * spread**2),
         observation_offset=mean,
+        observation_inputs=np.zeros((len(mean), acting)) if acting else None,
     )
 
 

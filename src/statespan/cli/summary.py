@@ -18,7 +18,7 @@ def criteria(model: Any, data: Data) -> dict[str, Any]:
 
     from statespan import selection, verbs
 
-    sequences, _ = verbs.ask(model, data.y(model.emission.event))
+    sequences, _ = verbs.ask(model, data.y(model.emission.event), inputs=data.u())
     with torch.enable_grad():  # the free parameters are counted by their derivatives
         values = selection.criteria(model, sequences)
     values["log_prob_per_step"] = values["log_prob"] / max(values["observations"], 1)
@@ -44,7 +44,7 @@ def show(model: Any, data: Data) -> None:
 
 def _describe(model: Any, data: Data) -> tuple[list[str], list[list[Any]]]:
     """A row a state: its share of the steps, how long it stays, what it emits."""
-    posterior = model.smooth(data.y(model.emission.event))
+    posterior = model.smooth(data.y(model.emission.event), inputs=data.u())
     if "probs" not in posterior.values:
         return _coordinates(model, data, posterior)
     probs = np.concatenate([x.numpy() for x in posterior.probs])

@@ -27,7 +27,7 @@ READERS: dict[str, Callable[[Path], list[Sentence]]] = {
 """How a file is read, by the `form` of a recipe; "" goes by the file's suffix."""
 
 PARTS = ("train", "valid", "test")
-TAGS = ("train_tags", "test_tags")
+TAGS = ("train_tags", "valid_tags", "test_tags")
 
 
 class Material(NamedTuple):
@@ -39,7 +39,7 @@ class Material(NamedTuple):
         train, valid, test: the sentences of each part, `<eos>` last, integers.
         level: "words" or "characters".
         tags: the names of the tags; empty where the text has none.
-        train_tags, test_tags: gold tags aligned with the sentences, -1 at `<eos>`.
+        train_tags, valid_tags, test_tags: gold tags aligned with the sentences, -1 at `<eos>`.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Material(NamedTuple):
     level: str = "words"
     tags: tuple[str, ...] = ()
     train_tags: list[Tensor] | None = None
+    valid_tags: list[Tensor] | None = None
     test_tags: list[Tensor] | None = None
 
     @property
@@ -92,10 +93,10 @@ def read(text: Text, folder: Path) -> Material:
         return made
     coarser = tagging.universal(_path(folder, text.universal)) if text.universal else None
     learnt = tagging.tagset(parts[0], coarser)
-    unseen = [tag for tag in tagging.tagset(parts[2], coarser) if tag not in learnt]
-    tags = (*learnt, *unseen)
-    train_tags, test_tags = (tagging.encode_tags(part, tags, coarser) for part in (parts[0], parts[2]))
-    return made._replace(tags=tags, train_tags=train_tags, test_tags=test_tags)
+    unseen = [tag for part in parts[1:] for tag in tagging.tagset(part, coarser) if tag not in learnt]
+    tags = (*learnt, *dict.fromkeys(unseen))
+    gold = dict(zip(TAGS, (tagging.encode_tags(part, tags, coarser) for part in parts), strict=True))
+    return made._replace(tags=tags, **gold)
 
 
 def _files(text: Text, folder: Path) -> Corpus:

@@ -7,10 +7,12 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from statespan.errors import StatespanError
+from statespan.ladder.fields import insist, known, make, table, typed
 from statespan.ladder.rungs import LADDER, check_embedding, find
+from statespan.ladder.space import Search, searching
 from statespan.language.training import Training
 
 SOURCES = ("files", "king-james")
@@ -62,7 +64,7 @@ class Text:
     universal: str = ""
 
     def __post_init__(self):
-        _insist(
+        insist(
             (self.source in SOURCES, f"source = {self.source!r} must be one of {', '.join(SOURCES)}"),
             (self.level in LEVELS, f"level = {self.level!r} must be one of {', '.join(LEVELS)}"),
             (self.form in FORMS, f"form = {self.form!r} must be one of {', '.join(FORMS[1:])}, or left out"),
@@ -119,7 +121,7 @@ class Entry:
     def __post_init__(self):
         rung = find(self.rung)
         check_embedding(self.rung, rung, self.width, self.embedding)
-        _insist(
+        insist(
             (not self.embedding or self.width > 0, f"embedding = {self.embedding} needs a width; set one"),
             (self.trainer in TRAINERS, f"trainer = {self.trainer!r} must be one of {'; '.join(TRAINERS)}"),
             (
@@ -156,6 +158,25 @@ class Entry:
         """Whether it stands beside rows of a common budget at a width of its own."""
         return bool(self.width and self.parameters)
 
+    def at(self, name: str, point: Mapping[str, Any], epochs: int) -> "Entry":
+        """The row by another name with some settings changed, trained for so many epochs.
+
+        Args:
+            name: of the new row.
+            point: settings, of the row or of its training.
+            epochs: passes over the text.
+
+        Raises:
+            StatespanError: a row that EM has a part in, or a value that cannot be.
+        """
+        if self.by_em:
+            raise StatespanError(
+                f"row {self.name!r} is trained by EM; what is tried is of gradients: leave it out by --only"
+            )
+        how = {k: v for k, v in point.items() if k in _TRAINING} | {"epochs": epochs}
+        own = {k: v for k, v in point.items() if k not in _TRAINING}
+        return replace(self, name=name, how=replace(self.how, **how), **own)
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -178,7 +199,7 @@ class Sweep:
     keep: tuple[int, ...] = (4, 1)
 
     def __post_init__(self):
-        _insist(
+        insist(
             (bool(self.points), "grid is missing; give one [[sweep.grid]] at least"),
             (
                 bool(self.epochs) and list(self.epochs) == sorted(set(self.epochs)) and self.epochs[0] >= 1,
@@ -197,16 +218,8 @@ class Sweep:
         Raises:
             StatespanError: a row that EM has a part in, or a value that cannot be.
         """
-        if entry.by_em:
-            raise StatespanError(
-                f"row {entry.name!r} is trained by EM; a sweep is of gradients: leave it out by --only"
-            )
-        made = []
-        for number, point in enumerate(self.points):
-            how = {k: v for k, v in point.items() if k in _TRAINING} | {"epochs": self.epochs[-1]}
-            own = {k: v for k, v in point.items() if k not in _TRAINING}
-            made.append(replace(entry, name=f"{entry.name} @{number:02d}", how=replace(entry.how, **how), **own))
-        return tuple(made)
+        numbered = enumerate(self.points)
+        return tuple(entry.at(f"{entry.name} @{number:02d}", point, self.epochs[-1]) for number, point in numbered)
 
 
 @dataclass(frozen=True)
@@ -229,7 +242,7 @@ class Tags:
     universal: str = ""
 
     def __post_init__(self):
-        _insist((bool(self.lexicon and self.valid and self.test), "name lexicon, valid and test"))
+        insist((bool(self.lexicon and self.valid and self.test), "name lexicon, valid and test"))
 
 
 @dataclass(frozen=True)
@@ -248,6 +261,7 @@ class Recipe:
         paper: whether the paper's figures stand beside ours (they are for the Penn Treebank).
         sweep: what `statespan ladder sweep` tries; None has nothing to try.
         tags: gold tags beside the text, if there are any.
+        search: what `statespan ladder search` tries; None has nothing to try.
 
     Raises:
         StatespanError: a value that cannot be.
@@ -264,10 +278,11 @@ class Recipe:
     paper: bool = False
     sweep: Sweep | None = None
     tags: Tags | None = None
+    search: Search | None = None
 
     def __post_init__(self):
         names = [entry.name for entry in self.entries]
-        _insist(
+        insist(
             (bool(names), "there are no rungs; name at least one"),
             (len(set(names)) == len(names), f"rungs lists a row twice: {', '.join(names)}"),
             (self.workers >= 1, f"workers = {self.workers} must be at least 1"),
@@ -320,14 +335,14 @@ def read(path: str | Path) -> Recipe:
 
 def _recipe(raw: dict[str, Any], stem: str) -> Recipe:
     """The recipe of a file's tables; errors name the table."""
-    _known("", raw, ("run", "text", "model", "training", "rungs", "sweep", "tags"))
-    tables = {name: _table(name, raw.get(name, {})) for name in ("run", "text", "model", "training", "rungs")}
-    run = _make("[run]", _Run, _typed("[run]", tables["run"], get_type_hints(_Run)))
-    text = _make("[text]", Text, _typed("[text]", tables["text"], get_type_hints(Text)))
-    model = _typed("[model]", tables["model"], _MODEL)
-    training = _typed("[training]", tables["training"], _TRAINING)
-    base = _make("[training]", Training, training)
-    own = {name: _table(f'rungs."{name}"', table) for name, table in tables["rungs"].items()}
+    known("", raw, ("run", "text", "model", "training", "rungs", "sweep", "tags", "search"))
+    tables = {name: table(name, raw.get(name, {})) for name in ("run", "text", "model", "training", "rungs")}
+    run = make("[run]", _Run, typed("[run]", tables["run"], get_type_hints(_Run)))
+    text = make("[text]", Text, typed("[text]", tables["text"], get_type_hints(Text)))
+    model = typed("[model]", tables["model"], _MODEL)
+    training = typed("[training]", tables["training"], _TRAINING)
+    base = make("[training]", Training, training)
+    own = {name: table(f'rungs."{name}"', given) for name, given in tables["rungs"].items()}
     names = run.rungs or (*LADDER, *(name for name in own if name not in LADDER))
     for name in own:
         if name not in names:
@@ -335,12 +350,13 @@ def _recipe(raw: dict[str, Any], stem: str) -> Recipe:
     entries = tuple(_entry(name, own.get(name, {}), model, training) for name in names)
     settings = (
         *(run.title or stem, text, entries, model, base, run.references, run.seed, run.workers, run.paper),
-        _sweep(_table("sweep", raw["sweep"])) if "sweep" in raw else None,
-        _make("[tags]", Tags, _typed("[tags]", _table("tags", raw["tags"]), get_type_hints(Tags)))
+        _sweep(table("sweep", raw["sweep"])) if "sweep" in raw else None,
+        make("[tags]", Tags, typed("[tags]", table("tags", raw["tags"]), get_type_hints(Tags)))
         if "tags" in raw
         else None,
+        searching(table("search", raw["search"]), {**_MODEL, **_TRAINING, "rung": str}) if "search" in raw else None,
     )
-    return _make("[run]", Recipe, dict(zip((f.name for f in fields(Recipe)), settings, strict=True)))
+    return make("[run]", Recipe, dict(zip((f.name for f in fields(Recipe)), settings, strict=True)))
 
 
 def _sweep(table: dict[str, Any]) -> Sweep:
@@ -354,76 +370,18 @@ def _sweep(table: dict[str, Any]) -> Sweep:
             k: v if isinstance(v, list) and (k != "dropout" or isinstance(v[0], list)) else [v] for k, v in grid.items()
         }
         for values in itertools.product(*ways.values()):
-            points.append(_typed("[[sweep.grid]]", dict(zip(ways, values, strict=True)), {**_MODEL, **_TRAINING}))
+            points.append(typed("[[sweep.grid]]", dict(zip(ways, values, strict=True)), {**_MODEL, **_TRAINING}))
     kinds = {"epochs": tuple[int, ...], "keep": tuple[int, ...]}
-    return _make("[sweep]", Sweep, {"points": tuple(points)} | _typed("[sweep]", table, kinds))
+    return make("[sweep]", Sweep, {"points": tuple(points)} | typed("[sweep]", table, kinds))
 
 
 def _entry(name: str, own: dict[str, Any], model: dict[str, Any], training: dict[str, Any]) -> Entry:
     """One row from its own table and the common ones."""
     place = f'[rungs."{name}"]'
-    own = _typed(place, own, _ROW)
-    how = _make(place, Training, training | {k: v for k, v in own.items() if k in _TRAINING})
+    own = typed(place, own, _ROW)
+    how = make(place, Training, training | {k: v for k, v in own.items() if k in _TRAINING})
     row = {k: v for k, v in own.items() if k not in _TRAINING}
-    return _make(place, Entry, {"name": name, "rung": name, **model, **row, "how": how})
-
-
-def _table(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise StatespanError(f"{name} = {value!r} must be a table, [{name}]")
-    return value
-
-
-def _make(place: str, cls: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass; where it refuses a value, the place is told."""
-    try:
-        return cls(**values)
-    except StatespanError as error:
-        raise StatespanError(f"{place} {error}") from None
-
-
-def _typed(place: str, table: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a table as the types of these keys; any other key is refused."""
-    _known(place, table, kinds)
-    try:
-        return {key: _fit(key, value, kinds[key]) for key, value in table.items()}
-    except StatespanError as error:
-        raise StatespanError(f"{place} {error}") from None
-
-
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 'text in "quotes"'}
-
-
-def _fit(key: str, value: Any, kind: Any) -> Any:
-    """A value of a TOML file as the type of its field."""
-    if get_origin(kind) is tuple:
-        each = get_args(kind)
-        count = None if each[-1] is ... else len(each)
-        if not isinstance(value, list) or count not in (None, len(value)):
-            raise StatespanError(f"{key} = {value!r} must be a list" + (f" of {count}" if count else ""))
-        return tuple(_fit(f"each of {key}", item, each[0]) for item in value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise StatespanError(f"{key} = {value!r} must be {_KINDS[kind]}")
-    return value
-
-
-def _insist(*checks: tuple[bool, str]) -> None:
-    """Raise the first line whose check failed."""
-    for good, line in checks:
-        if not good:
-            raise StatespanError(line)
-
-
-def _known(place: str, table: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse an unknown key by name."""
-    known = list(known)
-    for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise StatespanError(f"{place} unknown key {key!r}; {hint}".lstrip())
+    return make(place, Entry, {"name": name, "rung": name, **model, **row, "how": how})
 
 
 # --------------------------------------------------------------------------------------- a recipe, changed
@@ -456,7 +414,7 @@ def only(recipe: Recipe, names: str) -> Recipe:
 
 def _added(recipe: Recipe, name: str, rows: Iterable[str]) -> Entry:
     if name in LADDER or name.count("/") == 3:
-        return _make("--only", Entry, {"name": name, "rung": name, **recipe.model, "how": recipe.training})
+        return make("--only", Entry, {"name": name, "rung": name, **recipe.model, "how": recipe.training})
     near = difflib.get_close_matches(name, [*rows, *LADDER], 1, 0.3)
     hint = f"did you mean {near[0]!r}?" if near else "statespan ladder list shows them"
     raise StatespanError(f"--only: there is no row {name!r}; {hint}")
@@ -481,7 +439,7 @@ def on_own_text(recipe: Recipe, path: Path, form: str) -> Recipe:
         form: how to read it, as in `Text`.
     """
     own = Text(train=str(path.resolve()), form=form, level=recipe.text.level, vocabulary=recipe.text.vocabulary)
-    return replace(recipe, text=own, title=path.stem, paper=False)
+    return replace(recipe, text=own, title=path.stem, paper=False, tags=None)
 
 
 def suited(recipe: Recipe, tokens: int) -> Recipe:

@@ -6,7 +6,10 @@ by name. Where condition, move and score are all exact the rung is a finite stat
 algorithm; every other rung is a recurrent cell.
 """
 
+import contextlib
 import difflib
+import fnmatch
+import itertools
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -234,6 +237,34 @@ def find(name: str) -> Rung:
             raise StatespanError(f"rung {name!r}: unknown {what} {piece!r}; {hint}Known: {', '.join(table)}")
         choices.append(table[piece])
     return check(name, Rung(*choices))
+
+
+def legal(pattern: str) -> list[str]:
+    """The rungs that a pattern names: one by its name, or every legal product of choices that matches.
+
+    Args:
+        pattern: as for `find`; `*` stands for any choice.
+
+    Raises:
+        StatespanError: as `find`; or nothing legal matches.
+
+    Example:
+        >>> legal("bayes/rows*/*/mixture")[:3]
+        ['bayes/rows/none/mixture', 'bayes/rows-tensor/softmax/mixture', 'bayes/rows-tensor/raw/mixture']
+    """
+    if "*" not in pattern:
+        find(pattern)
+        return [pattern]
+    found = []
+    for choices in itertools.product(CONDITIONS, MOVES, FEEDS, SCORES):
+        name = "/".join(choices)
+        if fnmatch.fnmatchcase(name, pattern):
+            with contextlib.suppress(StatespanError):
+                find(name)
+                found.append(name)
+    if not found:
+        raise StatespanError(f"no legal rung is like {pattern!r}; write condition/move/feed/score with * for any")
+    return found
 
 
 def check(name: str, rung: Rung) -> Rung:

@@ -3,30 +3,20 @@
 A trial goes on from its checkpoint, so every epoch is trained once; a run that was killed goes on where it was.
 """
 
-import platform
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from statespan.errors import StatespanError
-from statespan.files import load_with_extra
-from statespan.ladder import ledger, row, workers
+from statespan.ladder import figures, row, workers
 from statespan.ladder import material as texts
 from statespan.ladder.material import Material
 from statespan.ladder.recipe import Entry, Recipe, Sweep
-from statespan.ladder.rungs import MIXTURE, Kind, Rung, find
 from statespan.ladder.workers import Event, Failed, Finished, Job, Paused
-from statespan.language import corpora, protocols, tagging
-from statespan.language.corpora import Sentence
 from statespan.language.protocols import Gold
 from statespan.language.training import Curve
-
-DEVICE = f"cpu, {platform.machine()}, 1 thread"
-"""What a worker trains on."""
 
 Known = Callable[[Job], Curve | None]
 
@@ -228,84 +218,11 @@ class SweepRun:
         for name, bracket in self.brackets.items():
             if bracket.winner is not None and name not in self.written:
                 self.written.add(name)
-                self._write(name, bracket.winner)
-
-    def _write(self, name: str, winner: Entry) -> None:
-        record = workers.finished(self.out, winner, self.recipe, self.digest)
-        if record is None:
-            raise StatespanError(f"{workers.folder_of(self.out, winner)}: the winner's record is gone; sweep again")
-        point = self.plan.points[int(winner.name.rpartition("@")[2])]
-        recipe = f"{self.name}: {', '.join(f'{k}={v}' for k, v in point.items())}"
-        made = ledger.of_record(record, name, self.material.name, recipe, self.recipe.seed, DEVICE)
-        ledger.append(self.results / ledger.LADDER, [made])
-        if self.gold is not None:
-            model, _ = load_with_extra(workers.folder_of(self.out, winner) / row.MODEL)
-            rows = tagging_rows(model, find(winner.rung), self.gold, made)
-            ledger.append(self.results / ledger.TAGGING, rows)
-
-
-def askable(rung: Rung) -> tuple[str, ...]:
-    """The protocols of tagging that a rung's state can answer.
-
-    Example:
-        >>> askable(find("hmm")), askable(find("lstm"))
-        (('prefix', 'prefix-state', 'filtered', 'viterbi'), ('prefix',))
-    """
-    has = {
-        "prefix": True,
-        "prefix-state": rung.move.yields == Kind.DISTRIBUTION,
-        "filtered": rung.condition.yields == Kind.DISTRIBUTION,
-        "viterbi": rung.exact and rung.score is MIXTURE,
-    }
-    return tuple(name for name in protocols.PROTOCOLS if has[name])
-
-
-def tagging_rows(model: Any, rung: Rung, gold: Mapping[str, Gold], made: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of `tagging.csv`, one a protocol.
-
-    Args:
-        model: the trained rung.
-        rung: its choices.
-        gold: by "valid" and "test".
-        made: its row of `ladder.csv`.
-    """
-    rows = []
-    model.eval()
-    for protocol in askable(rung):
-        began, found = time.perf_counter(), {}
-        for part, name in (("valid", "dev"), ("test", "test")):
-            for ending, independent in (("", False), ("_independent", True)):
-                fine, coarse = protocols.accuracy(model, gold[part], protocol, independent)
-                found[f"{name}_accuracy{ending}"] = fine.accuracy
-                found[f"{name}_accuracy_universal{ending}"] = coarse.accuracy
-        seconds = {"minutes": (time.perf_counter() - began) / 60}
-        kept = {name: made[name] for name in (*ledger.BEGIN, *ledger.END)}
-        rows.append(kept | {"protocol": protocol} | found | seconds)
-    return rows
-
-
-def read_gold(recipe: Recipe, material: Material, folder: Path) -> dict[str, Gold] | None:
-    """The gold tags that a recipe names, laid beside its text; None where it names none.
-
-    Args:
-        recipe: the recipe.
-        material: its text.
-        folder: where relative paths start.
-
-    Raises:
-        StatespanError: a file that cannot be read, or that does not align.
-    """
-    named = recipe.tags
-    if named is None:
-        return None
-    lexicon = corpora.read_tagged(folder / named.lexicon)
-    mapping = tagging.universal(folder / named.universal) if named.universal else None
-    found = {}
-    for part in ("valid", "test"):
-        words = [Sentence(tuple(material.vocabulary.decode(s[:-1]))) for s in getattr(material, part)]
-        tagged = corpora.read_tagged(folder / getattr(named, part))
-        found[part] = protocols.gold(words, tagged, lexicon, material.vocabulary, mapping)
-    return found
+                point = self.plan.points[int(bracket.winner.name.rpartition("@")[2])]
+                figures.keep(
+                    *(self.recipe, self.name, self.material, self.gold, self.results, self.out),
+                    *(name, bracket.winner, point),
+                )
 
 
 def shortened(recipe: Recipe, epochs: int) -> Recipe:

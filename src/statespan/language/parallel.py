@@ -26,6 +26,11 @@ def place() -> int:
     return group.get_rank() if processes() > 1 else 0
 
 
+def started() -> bool:
+    """Whether `torchrun` started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Join the processes that `torchrun` started, for as long as the context lasts; alone, nothing is done.
@@ -35,7 +40,7 @@ def together() -> Iterator[None]:
         ...     processes()
         1
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not started():
         yield
         return
     group.init_process_group("gloo")
