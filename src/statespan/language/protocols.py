@@ -218,20 +218,13 @@ def accuracy(
         belief = getattr(trace, kept)
         if protocol == "prefix":
             shown: Any = method.emit(model, constants, belief, None)
-            scores = _next_words(shown.logits.flatten(0, 1), text.given_word)
+            scores = shown.probs.flatten(0, 1) @ text.given_word.to(shown.probs)  # nothing of `<eos>`, by its row
         else:
             assert states is not None
             probs = belief.state.probs.flatten(0, 1).double()
             scores = states[probs.argmax(1)] if protocol == "prefix-state" else probs @ states
         total = total.plus(score(scores, tags.flatten(), text.classes))
     return total
-
-
-def _next_words(logits: Tensor, table: Tensor) -> Tensor:
-    """Tags of the next word, `<eos>` left out."""
-    logits = logits.clone()
-    logits[:, Vocabulary.eos] = -torch.inf
-    return logits.softmax(1) @ table.to(logits)
 
 
 def _traces(model: Any, text: Gold, independent: bool, kept: str) -> Iterator[tuple[Trace, Tensor]]:
