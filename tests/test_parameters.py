@@ -112,3 +112,72 @@ def test_they_are_read_without_gradients_too():
     model = ss.hmm(states=2, emission=ss.Gaussian(1), seed=0)
     with torch.no_grad():
         assert set(ss.parameters.natural(model.emission)) == {"mean", "covariance"}
+
+
+# ------------------------------------------------------------------------------- normal states, by statsmodels
+
+
+def rows(summary) -> dict[str, tuple[float, float | None]]:
+    frame = summary.frame()
+    each = zip(frame["name"], frame["index"], frame["estimate"], frame["error"], strict=True)
+    return {f"{name}[{index}]" if index else name: (x, e) for name, index, x, e in each}
+
+
+def test_standard_errors_of_a_local_level_with_a_cycle_are_those_of_statsmodels():
+    api = pytest.importorskip("statsmodels.api")
+    random = torch.Generator().manual_seed(0)
+    turn = 0.9 * torch.tensor([[0.84, 0.54], [-0.54, 0.84]]).double()
+    shocks, noise = torch.randn(100, 3, generator=random).double(), torch.randn(100, generator=random)
+    waves = [shocks[0, :2]]
+    for shock in shocks[1:, :2]:
+        waves.append(turn @ waves[-1] + shock)
+    y = torch.stack(waves)[:, 0] + 0.3 * shocks[:, 2].cumsum(0) + 0.7 * noise
+    model = ss.level() + ss.cycle(period=10, shortest=4, longest=40)
+    model.initial.each[1] = ss.DiffuseStart(2).double()  # as statsmodels starts a damped cycle
+    model.fit(y, by=ss.LBFGS(iterations=40))
+    found = rows(ss.summary(model, y))
+    names = ["noise.variance", "level.variance[0]", "cycle.variance", "cycle.period", "cycle.persistence"]
+    assert set(found) == set(names)
+    noise, level, shock, period, damping = (found[name][0] for name in names)
+    theirs = api.tsa.UnobservedComponents(
+        y.numpy(), "llevel", cycle=True, damped_cycle=True, stochastic_cycle=True, use_exact_diffuse=True
+    )
+    theirs = theirs.smooth([noise, level, shock, 2 * math.pi / period, damping], cov_type="approx")
+    assert float(model.log_prob(y).detach()) == pytest.approx(theirs.llf)
+    errors = [float(x) for x in theirs.bse]
+    errors[3] *= period**2 / (2 * math.pi)  # of the period, by the delta method
+    assert [found[name][1] for name in names] == pytest.approx(errors, rel=5e-3)  # theirs are finite differences
+
+
+def test_standard_errors_of_arima_and_of_a_linear_gaussian_model():
+    api = pytest.importorskip("statsmodels.api")
+    random = torch.Generator().manual_seed(1)
+    y, last = torch.randn(150, generator=random).double(), 0.0
+    for i in range(150):
+        y[i] = last = 0.7 * last + float(y[i])
+    model = ss.arima(2, 0, 0).fit(y, by=ss.LBFGS(iterations=60))
+    found = rows(ss.summary(model, y))
+    names = ["arima.ar[0]", "arima.ar[1]", "arima.variance"]
+    theirs = api.tsa.SARIMAX(y.numpy(), order=(2, 0, 0)).smooth([found[n][0] for n in names], cov_type="approx")
+    assert [found[n][1] for n in names] == pytest.approx(theirs.bse.tolist(), rel=5e-3)
+    noisy = y + 0.5 * torch.randn(150, generator=random)
+    one = torch.ones(1, 1).double()
+    model = ss.linear_gaussian(
+        dynamics=0.5 * one, observation=one, state_noise=one, observation_noise=0.5 * one, initial="stationary"
+    )
+    held = [model.emission.matrix, model.emission.offset, model.transition.offset]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    model.fit(noisy, by=ss.LBFGS(iterations=60))
+    found = rows(ss.summary(model, noisy))
+    names = ["emission.covariance[0,0]", "transition.covariance[0,0]", "transition.matrix[0,0]"]
+    assert set(found) == set(names)  # the start is the transition's own, and is not said twice
+    theirs = api.tsa.UnobservedComponents(noisy.numpy(), irregular=True, autoregressive=1)
+    theirs = theirs.smooth([found[n][0] for n in names], cov_type="approx")
+    assert [found[n][1] for n in names] == pytest.approx(theirs.bse.tolist(), rel=5e-3)
+
+
+def test_parts_inside_a_part_speak_for_themselves():
+    model = ss.hmm(states=2, emission=ss.Product(ss.Gaussian(1), ss.Poisson(1)), seed=0)
+    names = set(ss.summary(model, [[0.1, 1.0], [0.4, 3.0]]).frame()["name"])
+    assert {"emission.emissions.0.mean", "emission.emissions.0.covariance", "emission.emissions.1.rate"} <= names

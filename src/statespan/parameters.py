@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +19,15 @@ LARGEST = 4000
 NORMAL_95 = 1.959963984540054
 
 
-def natural(part: Any) -> dict[str, Tensor]:
+def natural(part: Any, elsewhere: Collection[int] = ()) -> dict[str, Tensor]:
     """The parameters of a part as a user speaks of them, by name, with their graph back to the unconstrained ones.
 
-    They are its public tensor properties (`probs`, `covariance`), and those parameters that none of these depends on.
+    They are its public tensor properties (`probs`, `covariance`), those of the parts inside it, and those parameters
+    that none of these depends on.
+
+    Args:
+        part: any module.
+        elsewhere: `id` of parameters that another part names.
     """
     own = {id(p): (name, p) for name, p in part.named_parameters() if p.requires_grad}
     values: dict[str, Tensor] = {}
@@ -42,7 +47,13 @@ def natural(part: Any) -> dict[str, Tensor]:
         own = {key: x for (key, x), g in zip(own.items(), seen, strict=True) if g is None}
         if not own:
             break
-    return {**{name: p for name, p in own.values()}, **values}
+    rest: dict[str, Tensor] = {}
+    for name, child in part.named_children():
+        inside = {id(p) for p in child.parameters()} & own.keys() - set(elsewhere)
+        if inside:
+            rest |= {f"{name}.{inner}": value for inner, value in natural(child, elsewhere).items()}
+            own = {key: x for key, x in own.items() if key not in inside}
+    return {**{name: p for key, (name, p) in own.items() if key not in elsewhere}, **rest, **values}
 
 
 def free_parameters(model: Any) -> int:
@@ -214,9 +225,11 @@ def summary(
         return total(log_prob, None, data.weights) + model.log_prior()
 
     names, values = [], []
+    label = getattr(model.emission, "label", str)
+    moved = {id(p) for p in model.transition.parameters()}
     for part_name, part in zip(("initial", "transition", "emission"), model.parts, strict=True):
-        for name, value in natural(part).items():
-            names.append((f"{part_name}.{name}", name))
+        for name, value in natural(part, moved if part is model.initial else ()).items():
+            names.append((label(f"{part_name}.{name}"), name.rpartition(".")[2]))
             values.append(value)
     remarks = notes(model, None)
     if free:
@@ -268,7 +281,7 @@ def _place(i: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _scale(name: str, value: Tensor, place: tuple[int, ...]) -> str:
     """On which scale the interval is symmetric."""
-    if name == "probs":
+    if name in ("probs", "persistence"):
         return "logit"
     if name == "covariance":
         return "log" if place[-1] == place[-2] else "plain"

@@ -36,6 +36,12 @@ class NormalStart(Part, GaussianInitial, Generative):
         self.mean = nn.Parameter(torch.zeros(dim))
         self.scale = nn.Parameter(torch.eye(dim))
 
+    @property
+    def covariance(self) -> Tensor:
+        """Of z_1, (D, D)."""
+        scale = root(self.scale)
+        return scale @ scale.mT
+
     def gaussian(self, batch: int) -> Gaussian:
         """The belief about z_1 for `batch` sequences."""
         return Gaussian(self.mean.expand(batch, -1), root(self.scale).expand(batch, -1, -1))

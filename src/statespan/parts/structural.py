@@ -37,6 +37,11 @@ class Driven(Part, LinearPart):
         self.register_buffer("loading", torch.eye(dim, len(self.shocks)))
         self.size = nn.Parameter(torch.ones(max(self.shocks, default=-1) + 1))
 
+    @property
+    def variance(self) -> Tensor:
+        """Of each shock, s^2."""
+        return self.size.square()
+
     def affine(self, u: Tree) -> Affine:
         """A, nothing and R diag(s)."""
         return Affine(self.matrix, self.matrix.new_zeros(len(self.matrix)), self.loading * self.size[self.shocks])
@@ -70,7 +75,17 @@ class Wave(Part, LinearPart):
         return 2 * math.pi / (low + (high - low) * self.place.sigmoid())
 
     @property
-    def matrix(self) -> Tensor:
+    def variance(self) -> Tensor:
+        """Of its shocks, s^2."""
+        return self.size.square()
+
+    @property
+    def persistence(self) -> Tensor | None:
+        """The share r that is left of it after a step, where it is damped."""
+        return None if self.damping is None else self.damping.sigmoid()
+
+    @property
+    def _turn(self) -> Tensor:
         """The rotation, damped."""
         angle = 2 * math.pi / self.period
         turn = torch.stack([torch.stack([angle.cos(), angle.sin()]), torch.stack([-angle.sin(), angle.cos()])])
@@ -91,7 +106,7 @@ class Wave(Part, LinearPart):
 
     def affine(self, u: Tree) -> Affine:
         """The rotation, nothing and s I."""
-        matrix = self.matrix
+        matrix = self._turn
         return Affine(matrix, matrix.new_zeros(2), self.size * torch.eye(2, dtype=matrix.dtype, device=matrix.device))
 
 
@@ -138,6 +153,11 @@ class Arima(Part, LinearPart):
             difference = multiply(difference, spread(-torch.ones(1, dtype=torch.float64), gap))
         self.difference = [-x for x in difference[1:].tolist()]
         """What of each of the last values of y its next one takes over."""
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the shocks, s^2."""
+        return self.size.square()
 
     def arma(self) -> Affine:
         """The move of the differences' process."""
@@ -256,6 +276,16 @@ class Sum(Part, LinearPart):
     def takes_inputs(self) -> bool:
         """If a component does."""
         return sum(self.inputs) > 0
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the noise."""
+        return self.scale[0, 0].square()
+
+    def label(self, name: str) -> str:
+        """A parameter by the component it is of: `transition.each.0.variance` is `level.variance`."""
+        part, *rest = name.split(".")
+        return ".".join([self.names[int(rest[1])], *rest[2:]] if part == "transition" else ["noise", *rest])
 
     def matrix(self, u: Tree) -> Tensor:
         """(1, D), or (..., 1, D) under inputs (..., U)."""
