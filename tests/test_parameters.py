@@ -127,7 +127,7 @@ def test_standard_errors_of_a_local_level_with_a_cycle_are_those_of_statsmodels(
     api = pytest.importorskip("statsmodels.api")
     random = torch.Generator().manual_seed(0)
     turn = 0.9 * torch.tensor([[0.84, 0.54], [-0.54, 0.84]]).double()
-    shocks, noise = torch.randn(100, 3, generator=random).double(), torch.randn(100, generator=random)
+    shocks, noise = torch.randn(150, 3, generator=random).double(), torch.randn(150, generator=random)
     waves = [shocks[0, :2]]
     for shock in shocks[1:, :2]:
         waves.append(turn @ waves[-1] + shock)
