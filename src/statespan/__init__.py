@@ -21,6 +21,7 @@ from statespan.kernels import finite as _finite_kernels  # noqa: F401  (register
 from statespan.kernels import kalman as _kalman_kernel  # noqa: F401
 from statespan.kernels import recurrence as _recurrence_kernel  # noqa: F401
 from statespan.kernels import recurrent as _recurrent_kernels  # noqa: F401
+from statespan.kernels import run_lengths as _run_length_kernel  # noqa: F401
 from statespan.ladder.rungs import LADDER, elman, gru, jordan, ladder, lstm
 from statespan.method import Method, register, registered, run, scan
 from statespan.methods import (
@@ -28,6 +29,7 @@ from statespan.methods import (
     ConditionalMoments,
     Cubature,
     DiscreteKalman,
+    EnsembleKalman,
     Forward,
     GaussHermite,
     GaussianSum,
@@ -97,6 +99,7 @@ from statespan.parts.segments import (
     GaussianSegment,
     PoissonSegment,
     RegressionSegment,
+    Segment,
 )
 from statespan.parts.sparse import Sparse
 from statespan.parts.switching_linear import (
@@ -105,6 +108,7 @@ from statespan.parts.switching_linear import (
     SwitchingLinear,
     SwitchingStart,
 )
+from statespan.parts.wide import IndependentGaussian, IndependentStart
 from statespan.selection import align, compare, select_states
 from statespan.sequences import Sequences
 from statespan.structural import arima, autoregressive, cycle, decompose, level, regression, seasonal, slope
@@ -135,6 +139,7 @@ __all__ = [
     "DiffuseStart",
     "Discrete",
     "DiscreteKalman",
+    "EnsembleKalman",
     "Emission",
     "Exponential",
     "FactorGaussian",
@@ -156,6 +161,8 @@ __all__ = [
     "Hidden",
     "HigherOrder",
     "Hybrid",
+    "IndependentGaussian",
+    "IndependentStart",
     "InteractingMultipleModel",
     "Kalman",
     "LaplaceApproximation",
@@ -195,6 +202,7 @@ __all__ = [
     "Renewal",
     "RunLengthFilter",
     "Scheduled",
+    "Segment",
     "SegmentStart",
     "SemiMarkov",
     "Sequences",
