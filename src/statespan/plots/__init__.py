@@ -3,6 +3,7 @@
 Every function draws on the axes it is given, or on new ones, and returns them; `axes.figure.savefig(path)` writes them.
 """
 
+from statespan.plots.changepoints import plot_changepoints
 from statespan.plots.checking import plot_auxiliary, plot_check, plot_cusum, plot_nis
 from statespan.plots.checks import plot_criteria, plot_curves, plot_surprise
 from statespan.plots.components import plot_components
@@ -16,6 +17,7 @@ __all__ = [
     "COLOURS",
     "LINES",
     "plot_auxiliary",
+    "plot_changepoints",
     "plot_check",
     "plot_components",
     "plot_criteria",
