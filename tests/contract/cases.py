@@ -70,6 +70,17 @@ def nonlinear() -> Any:
     return ss.StateSpace(scatter(ss.NormalStart(2)), move, seen).double()
 
 
+def switching() -> Any:
+    """Two regimes that differ in how they move and in what they show, with jumps that look at the state."""
+    return ss.switching_linear(
+        states=2,
+        dynamics=[[[0.9]], [[0.3]]],
+        state_offset=[[0.5], [-1.0]],
+        observation=[[[1.0], [0.5], [0.3]], [[1.0], [0.7], [-0.4]]],
+        recurrent=True,
+    )
+
+
 FACTORIES: dict[str, Callable[[], Any]] = {
     **{name: rung(name) for name in ss.LADDER},
     "hmm/categorical": hmm(lambda: ss.Categorical(SYMBOLS)),
@@ -98,6 +109,7 @@ FACTORIES: dict[str, Callable[[], Any]] = {
     "hmm/von-mises": hmm(lambda: scatter(ss.VonMises(2, WIDTH))),
     "linear-gaussian": linear,
     "nonlinear-gaussian": nonlinear,
+    "switching/linear": switching,
     "linearised/linear-gaussian": linear,
     "particles/linear-gaussian": linear,
     "particles/hmm": hmm(lambda: ss.Categorical(SYMBOLS)),

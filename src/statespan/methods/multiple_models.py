@@ -32,9 +32,7 @@ class InteractingMultipleModel(MixtureFilter):
     """
 
     def __init__(self, order: int = 5):
-        if order < 2:
-            raise StatespanError(f"InteractingMultipleModel(order={order}): use 2 or more")
-        self.order, self.remembered = order, 1
+        super().__init__(order, remembered=1)
 
     def places(self, regimes: int) -> int:
         """One."""
@@ -72,9 +70,10 @@ class GaussianSum(MixtureFilter):
     """
 
     def __init__(self, components: int = 1, order: int = 5):
-        if components < 1 or order < 2:
-            raise StatespanError(f"GaussianSum(components={components}, order={order}): use at least 1 and 2")
-        self.components, self.order, self.remembered = components, order, components
+        if components < 1:
+            raise StatespanError(f"GaussianSum(components={components}): use at least one")
+        super().__init__(order, remembered=components)
+        self.components = components
 
     def places(self, regimes: int) -> int:
         """I from each regime."""
@@ -115,9 +114,10 @@ class RaoBlackwellised(MixtureFilter):
     """
 
     def __init__(self, particles: int = 100, order: int = 5):
-        if particles < 1 or order < 2:
-            raise StatespanError(f"RaoBlackwellised(particles={particles}, order={order}): use at least 1 and 2")
-        self.particles, self.order, self.remembered = particles, order, 1
+        if particles < 1:
+            raise StatespanError(f"RaoBlackwellised(particles={particles}): use at least one")
+        super().__init__(order, remembered=1)
+        self.particles = particles
 
     def places(self, regimes: int) -> int:
         """A branch of every path."""

@@ -10,13 +10,12 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from statespan.belief import Gaussian, MixtureOfGaussians, averaged
 from statespan.errors import StatespanError
-from statespan.method import Method, Prepared, walk_back
+from statespan.method import Expected, Method, Prepared, walk_back
 from statespan.methods.finite import excluded_states
 from statespan.methods.kalman import (
     Kalman,
     Normal,
     Observation,
-    Reversed,
     emitted,
     filled,
     follow,
@@ -25,6 +24,7 @@ from statespan.methods.kalman import (
     reverse,
 )
 from statespan.methods.linearisation import grid, symmetric
+from statespan.methods.structured import StructuredPosterior
 from statespan.part import Affine
 from statespan.parts.linear import lower
 from statespan.parts.switching_linear import (
@@ -36,7 +36,7 @@ from statespan.parts.switching_linear import (
 )
 from statespan.sequences import Sequences
 from statespan.shapes import Float
-from statespan.tree import Shared, Tree, stack
+from statespan.tree import Shared, Tree, stack, tree_map
 
 MOST_NODES = 150
 """A quadrature grid of more points than this gives way to the cubature rule."""
@@ -238,7 +238,7 @@ def corrected(
     tilted = _tilted(z[:, :, None], joint / share.clamp_min(tiny)[..., None])
     matrices = Affine(*[x.unsqueeze(-1 - rank) for x, rank in zip(move.affine, (2, 1, 2), strict=True)])
     back = reverse(Gaussian(branched.mean, branched.scale), matrices)
-    wide = Reversed(*[None if x is None else x.unsqueeze(3).expand(*size, many, *x.shape[3:]) for x in back])
+    wide: Any = tree_map(lambda x: x.unsqueeze(3).expand(*size, many, *x.shape[3:]), back)
     known = follow(wide, tilted)
     axes = lambda x: x.unflatten(2, (regimes, each)).movedim(1, 3).flatten(2, 4)  # noqa: E731
     return MixtureOfGaussians(axes(later.weights[:, :, None] * share), axes(known.mean), axes(known.scale))
@@ -275,9 +275,14 @@ class MixtureFilter(Method):
     """
 
     accepts = (SwitchingStart, SwitchingTransition, SwitchingEmission)
-    order: int
-    remembered: int
-    """How many components a regime keeps in hindsight."""
+
+    def __init__(self, order: int, remembered: int):
+        if order < 2:
+            raise StatespanError(f"{type(self).__name__}(order={order}): use 2 or more")
+        self.order = order
+        self.remembered = remembered
+        """How many components a regime keeps in hindsight."""
+        self.structured = StructuredPosterior()
 
     @abstractmethod
     def places(self, regimes: int) -> int:
@@ -348,7 +353,12 @@ class MixtureFilter(Method):
         later = walk_back(model, self, prepared, belief, shape, lambda known: reduce(known, self.remembered))
         return stack(list(later)[::-1])
 
-    def breadth(self, model: Any) -> int:
+    def expect(self, model: Any, constants: Tree, data: Sequences) -> Expected:
+        """By a posterior of vectors times one of regimes: its lower bound of log p, and its statistics."""
+        seen = observations(model.emission.affine(data.u), data)
+        return self.structured.expect(model, constants, data, self, seen)
+
+    def breadth(self, model: Any, data: Sequences) -> int:
         """The numbers of all covariances."""
         regimes = model.transition.states
         return regimes * self.places(regimes) * model.transition.event.dim**2

@@ -12,7 +12,7 @@ from statespan.errors import StatespanError
 from statespan.part import Affine, FiniteTransition, Part
 from statespan.parts.linear import lower
 from statespan.sequences import Event
-from statespan.tree import Shared, Tree
+from statespan.tree import Shared, Tree, tree_map
 
 
 class Nodes(NamedTuple):
@@ -241,14 +241,14 @@ class SwitchingLinear(Part, SwitchingTransition):
 
         Args:
             counts: of jumps, a tree like the tables.
-            z: (T, B, D), posterior means before the move.
-            y: (T, B, D), after it.
+            z: (T - 1, B, D), posterior means before each move.
+            y: (T - 1, B, D), after it.
             spread: (K, 2 D, 2 D), their summed joint covariances, each times its weight.
             u: (T, B, U) inputs, or None.
-            weights: (T, B, K), the probability of each regime after the move.
+            weights: (T - 1, B, K), the probability of each regime after the move.
         """
-        each = shares(weights, spread, len(self.dynamics))
-        sums = [part.statistics(z, y, one, u, w) for part, (w, one) in zip(self.dynamics, each, strict=True)]
+        each, after = shares(weights, spread, len(self.dynamics)), tree_map(lambda x: x[1:], u)
+        sums = [part.statistics(z, y, one, after, w) for part, (w, one) in zip(self.dynamics, each, strict=True)]
         return Hybrids(self.chain.statistics(counts, u), tuple(sums))
 
     def maximize(self, stats: Hybrids) -> None:
