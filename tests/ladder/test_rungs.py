@@ -12,6 +12,7 @@ import statespan as ss
 from oracles import all_rows, next_symbols
 from statespan.ladder.rungs import CONDITIONS, FEEDS, LADDER, MOVES, SCORES, Rung, check, count, find, width_for
 from statespan.method import run
+from statespan.parts.state_dropout import StateDropout
 from statespan.sequences import Sequences
 
 TIGHT = {"rtol": 0.0, "atol": 1e-9}
@@ -242,13 +243,14 @@ def test_where_a_text_starts():
 def test_dropout_acts_in_training_only_and_never_on_a_probability(name: str):
     model = rung(name, dropout=(0.5, 0.5, 0.5))
     plain = rung(name)
-    plain.load_state_dict(model.state_dict())
+    for mine, other in zip(plain.parameters(), model.parameters(), strict=True):
+        mine.data.copy_(other)
     model.eval()
     assert_close(model.log_prob(SENTENCES), plain.log_prob(SENTENCES), **TIGHT)
     model.train()
     noisy = [model.log_prob(SENTENCES[:1].expand(40, -1)) for _ in range(2)]
     assert bool(noisy[0].isfinite().all())
-    drops = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+    drops = [m for m in model.modules() if isinstance(m, nn.Dropout | StateDropout) and m.p > 0]
     assert torch.equal(*noisy) == (not drops)
     if LADDER[name].simplex:
         probs = model.filter(SENTENCES).probs
@@ -295,3 +297,39 @@ def test_perplexity_of_a_uniform_rung():
                 model.emission.table.bias.zero_()
         assert_close(steps(model, SENTENCES).exp(), torch.full((3, 12), 0.2, dtype=torch.float64), rtol=0, atol=1e-12)
         assert model.log_prob(SENTENCES[0]).item() == pytest.approx(12 * math.log(0.2))
+
+
+def test_mixed_softmaxes_are_their_formula():
+    model = ss.ladder("keep/sigmoid-add/raw/softmaxes", vocabulary=7, width=5, spread=1.0, seed=2, dtype=torch.float64)
+    score, state = model.emission, torch.rand(3, 5, dtype=torch.float64)
+    table, each = score.table, (state @ score.project.weight.T + score.project.bias).tanh().view(3, 4, 5)
+    shares = (state @ score.share.weight.T).softmax(-1)
+    want = torch.einsum("ni,niv->nv", shares, (each @ table.weight.T + table.bias).softmax(-1))
+    assert torch.allclose(score.predict(state, None).probs, want)
+    y = torch.tensor([0, 3, 6])
+    assert torch.allclose(score.log_prob(state, y, None).exp(), want[torch.arange(3), y])
+
+
+def test_states_are_left_out_of_a_window_in_training_alone(tmp_path):
+    made = {"vocabulary": 7, "width": 6, "spread": 1.0, "seed": 2, "dtype": torch.float64}
+    model, y = ss.ladder("hmm", dropout=(0.0, 0.5, 0.0), **made), [[3, 1, 4, 1, 5], [2, 6]]
+    whole = ss.ladder("hmm", **made)
+    assert torch.equal(model.eval().log_prob(y), whole.log_prob(y))
+    assert torch.equal(model.decode(y[0]), whole.decode(y[0]))
+    model.save(tmp_path / "model.safetensors")
+    assert torch.equal(ss.load(tmp_path / "model.safetensors").eval().log_prob(y), whole.log_prob(y))
+    model.train()
+    torch.manual_seed(4)
+    kept = torch.rand(6) >= 0.5
+    table = whole.transition.probs * kept
+    whole.transition.set_probs(table / table.sum(-1, keepdim=True))
+    torch.manual_seed(4)
+    assert torch.allclose(model.log_prob(y), whole.log_prob(y))
+    assert 0 < kept.sum() < 6
+    model.log_prob(y).sum().backward()
+    assert model.transition.move.logits.grad.isfinite().all()
+
+
+def test_a_rung_of_low_rank_is_exact_and_small():
+    low = find("bayes/rows-low-rank/none/mixture")
+    assert low.exact and count(low, 10, 64) == count(LADDER["hmm"], 10, 64) - 64 * 64 + 2 * 64 * 8

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from statespan.errors import StatespanError
 from statespan.ladder.fields import insist, known, make, table, typed
-from statespan.ladder.rungs import LADDER, check_embedding, find
+from statespan.ladder.rungs import LADDER, ROWS_LOW_RANK, check_embedding, find
 from statespan.ladder.space import Search, searching
 from statespan.language.training import Training
 
@@ -86,7 +86,7 @@ class Entry:
         width: the width; 0 finds the largest within the budget.
         parameters: the budget.
         tied: one matrix in and out.
-        dropout: at what is fed, in the state, before the score.
+        dropout: at what is fed, in the state, before the score, as `ss.ladder` has them.
         spread: standard deviation of the first embeddings.
         uniform: a, to start the embeddings in U(-a, a) instead; 0 for normal ones.
         embedding: width of the embedding, where it is not that of the state; it needs a width.
@@ -138,6 +138,10 @@ class Entry:
             (
                 self.first != "columns" or not self.by_em,
                 "first = 'columns' is a start for gradients; EM has its own, so set 'learnt'",
+            ),
+            (
+                self.first != "columns" or rung.move is not ROWS_LOW_RANK,
+                f"first = 'columns' sums the columns of a full matrix; for {self.rung} set 'learnt' or 'uniform'",
             ),
             (self.iterations >= 1, f"iterations = {self.iterations} must be at least 1"),
             (self.prior >= 0, f"prior = {self.prior} must be 0 or more"),

@@ -49,10 +49,17 @@ def build(entry: Entry, material: Material, seed: int) -> Any:
     with torch.no_grad():
         model.emission.table.bias.copy_(material.frequencies().log())
         if entry.first == "columns" and exact:
-            model.initial.logits.copy_(getattr(model.transition, "move", model.transition).logits.sum(0))
+            model.initial.logits.copy_(_move(model.transition).logits.sum(0))
     if entry.first == "uniform" and exact:
         model.initial.logits.requires_grad_(False)
     return model
+
+
+def _move(transition: Any) -> Any:
+    """What moves the state, inside what feeds it and what leaves states out."""
+    while hasattr(transition, "move"):
+        transition = transition.move
+    return transition
 
 
 def describe(entry: Entry, vocabulary: int) -> dict[str, Any]:

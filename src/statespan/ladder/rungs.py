@@ -36,7 +36,9 @@ from statespan.parts.cells import (
 from statespan.parts.emissions import Categorical
 from statespan.parts.finite import Dense, FedTransition, RowsAddition, RowsGate, RowsTensor
 from statespan.parts.initial import ConstantStart
-from statespan.parts.scores import Mixture, Softmax
+from statespan.parts.low_rank import LowRank
+from statespan.parts.scores import Mixture, Softmax, Softmaxes
+from statespan.parts.state_dropout import StateDropout
 from statespan.parts.symbols import RawFeature, SoftmaxFeature, Table
 
 
@@ -61,7 +63,7 @@ class Choice(NamedTuple):
         fed: whether it uses what is fed.
         exact: whether it is a step of exact inference in a finite state space.
         sizes: how many tensors of the width the state has.
-        dropped: whether dropout may act on its input.
+        dropped: whether dropout may act on it: on its input, or on the states of a move of an exact rung.
         apart: whether the embedding may have another width than the state.
     """
 
@@ -94,7 +96,14 @@ KEEP = Choice("keep", lambda width, table: Keep(), "none", apart=True)
 PRODUCT = Choice("product", lambda width, table: Product(), "product with e", R, R, fed=True)
 CONDITIONS = {c.name: c for c in (BAYES, KEEP, PRODUCT)}
 
-ROWS = Choice("rows", _of_width(Dense), "rows of a stochastic matrix", D, D, exact=True)
+ROWS = Choice("rows", _of_width(Dense), "rows of a stochastic matrix", D, D, exact=True, dropped=True)
+ROWS_LOW_RANK = Choice(
+    "rows-low-rank",
+    lambda width, table: LowRank(width, rank=max(1, width // 8)),
+    "rows of a stochastic matrix of rank m / 8",
+    *(D, D),
+    exact=True,
+)
 ROWS_TENSOR = Choice("rows-tensor", _of_width(RowsTensor), "rows, made by a tensor times e", D, D, True, True)
 ROWS_ADD = Choice("rows-add", _of_width(RowsAddition), "rows, U e added to the logits", D, D, True, True)
 ROWS_GATE = Choice("rows-gate", _of_width(RowsGate), "rows, logits times sigmoid(U e + b)", D, D, True, True)
@@ -128,7 +137,7 @@ LSTM = Choice(
 MOVES = {
     c.name: c
     for c in (
-        *(ROWS, ROWS_TENSOR, ROWS_ADD, ROWS_GATE, SOFTMAX_MOVE, SOFTMAX_ADD, SIGMOID, SIGMOID_ADD),
+        *(ROWS, ROWS_LOW_RANK, ROWS_TENSOR, ROWS_ADD, ROWS_GATE, SOFTMAX_MOVE, SOFTMAX_ADD, SIGMOID, SIGMOID_ADD),
         *(SIGMOID_TIMES, LATE_SIGMOID, JORDAN, FORGET, GRU, LSTM),
     )
 }
@@ -150,7 +159,14 @@ SOFTMAX = Choice(
 SOFTMAX_SOFTMAX = Choice(
     "softmax-softmax", _of_table(Softmax, normalise=True), "softmax(E softmax(c))", R, dropped=True
 )
-SCORES = {c.name: c for c in (MIXTURE, MIXTURE_NORMALISED, SOFTMAX, SOFTMAX_SOFTMAX)}
+SOFTMAXES = Choice(
+    "softmaxes",
+    lambda width, table, **more: Softmaxes(table, width=width, **more),
+    "four softmaxes(E tanh(P c)), mixed by softmax(Q c)",
+    dropped=True,
+    apart=True,
+)
+SCORES = {c.name: c for c in (MIXTURE, MIXTURE_NORMALISED, SOFTMAX, SOFTMAX_SOFTMAX, SOFTMAXES)}
 
 
 class Rung(NamedTuple):
@@ -350,6 +366,8 @@ def build(
     move = rung.move.make(width, table)
     feature = rung.feed.make(width, source, **({"dropout": at_input, **kept} if rung.feed.dropped else {}))
     if rung.exact:
+        if in_state and rung.move.dropped:
+            move = StateDropout(move, in_state)
         transition = FedTransition(feature, move) if rung.feed.fed else move
         return hmm(emission=Categorical(table=table), transition=transition, dtype=torch.float32)
     moves_to_simplex = rung.move.yields == Kind.DISTRIBUTION
@@ -416,7 +434,8 @@ def ladder(
         parameters: instead of the width, a budget; the largest width within it is taken.
         start: the symbol fed before the first one; a language model's end of sentence.
         tied: whether one matrix embeds and scores.
-        dropout: probabilities at what is fed, in the state, before the score; none acts on a probability.
+        dropout: probabilities at what is fed, in the state, before the score; none acts on a probability, but where
+            the state of an exact rung moves by one matrix, whole states are left out of a window.
         spread: standard deviation of the first embeddings.
         uniform: a, to draw the first embeddings from U(-a, a) instead; 0 draws normal ones.
         embedding: width of the embedding, where it is not that of the state: a tied softmax then scores a projection of

@@ -130,6 +130,7 @@ class EMTrainer:
         model.initial.extra, model.transition.extra = torch.tensor(PSEUDO_COUNTS), torch.tensor(PSEUDO_COUNTS)
         model.emission.extra = self.prior * self.frequencies[:, None]
         groups = self._groups() if not self._done else []
+        model.eval()
         while not self._done:
             likelihood = once.fit_batches(self.model, groups)
             valid = score_stream(self.model, self.valid)

@@ -100,3 +100,54 @@ class Softmax(Part, CellEmission, Generative):
     def forward(self, z: Tensor, u: None = None) -> CategoricalDistribution:
         """The distribution of y given the state."""
         return self.predict(z)
+
+
+class Softmaxes(Part, CellEmission, Generative):
+    r"""Several softmaxes over the vocabulary, mixed: p = sum over i of pi_i softmax(E tanh(P_i c + b_i) + d).
+
+    pi = softmax(Q c) depends on the state too, so that the logarithms of p are not of low rank.
+
+    Args:
+        table: E and d.
+        width: of c.
+        count: how many.
+        dropout: probability with which an entry of c is dropped in training.
+        variational: drop the same entries at every step of a window.
+
+    Source:
+        Yang, Dai, Salakhutdinov and Cohen, "Breaking the softmax bottleneck", 2018, equation 2.
+    """
+
+    def __init__(
+        self, table: Table, width: int | None = None, count: int = 4, dropout: float = 0.0, variational: bool = False
+    ):
+        super().__init__()
+        self.table, self.count, self.drop = table, count, dropout_of(dropout, variational)
+        self.share = nn.Linear(width or table.width, count, bias=False)
+        self.project = nn.Linear(width or table.width, count * table.width)
+        self.event = Event(0, table.symbols)
+
+    def constants(self) -> None:
+        """Nothing."""
+
+    def _parts(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Log pi (..., N), and what each softmax scores (..., N, m)."""
+        return self.share(state).log_softmax(-1), self.project(state).tanh().unflatten(-1, (self.count, -1))
+
+    def log_prob(
+        self, state: Float[Tensor, "... K"], y: Int[Tensor, "..."], constants: None = None
+    ) -> Float[Tensor, "..."]:
+        """Log p(y), (...)."""
+        shares, states = self._parts(self.drop(state))
+        each = self.table.log_softmax(states, y[..., None].expand(shares.shape))
+        return (shares + each).logsumexp(-1)
+
+    def predict(self, state: Float[Tensor, "... K"], constants: None = None) -> CategoricalDistribution:
+        """The distribution of y."""
+        shares, states = self._parts(state)
+        probs = (shares.exp()[..., None] * self.table.logits(states).softmax(-1)).sum(-2)
+        return CategoricalDistribution(probs=probs, validate_args=False)
+
+    def forward(self, z: Tensor, u: None = None) -> CategoricalDistribution:
+        """The distribution of y given the state."""
+        return self.predict(z)
