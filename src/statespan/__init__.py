@@ -12,7 +12,9 @@ from statespan.checking import check
 from statespan.errors import StatespanError
 from statespan.families import factorial_hmm, hmm, linear_gaussian, semi_markov
 from statespan.families_changepoints import changepoints, levels
+from statespan.families_factor import dynamic_factor
 from statespan.families_generalised import generalised_linear
+from statespan.families_linear import continuous, matern
 from statespan.families_switching import markov_switching
 from statespan.families_switching_linear import switching_linear
 from statespan.files import load
@@ -50,6 +52,7 @@ from statespan.methods import (
 from statespan.model import StateSpace
 from statespan.parameters import free_parameters, summary
 from statespan.part import Part
+from statespan.parts.continuous import Continuous, Matern
 from statespan.parts.durations import (
     FreeDurations,
     GeometricDurations,
@@ -112,6 +115,7 @@ from statespan.parts.wide import IndependentGaussian, IndependentStart
 from statespan.selection import align, compare, select_states
 from statespan.sequences import Sequences
 from statespan.structural import arima, autoregressive, cycle, decompose, level, regression, seasonal, slope
+from statespan.subspace import subspace
 from statespan.tree import Shared, detach
 from statespan.verbs import Stream
 from statespan.version import __version__
@@ -133,14 +137,15 @@ __all__ = [
     "Checkpointed",
     "ConditionalMoments",
     "ConstantHazard",
+    "Continuous",
     "Cubature",
     "Dense",
     "Diffuse",
     "DiffuseStart",
     "Discrete",
     "DiscreteKalman",
-    "EnsembleKalman",
     "Emission",
+    "EnsembleKalman",
     "Exponential",
     "FactorGaussian",
     "Factorial",
@@ -172,6 +177,7 @@ __all__ = [
     "LogNormal",
     "LogisticRegression",
     "LowRank",
+    "Matern",
     "MaxProduct",
     "Method",
     "MixtureOfGaussians",
@@ -236,9 +242,11 @@ __all__ = [
     "changepoints",
     "check",
     "compare",
+    "continuous",
     "cycle",
     "decompose",
     "detach",
+    "dynamic_factor",
     "elman",
     "factorial_hmm",
     "free_parameters",
@@ -255,6 +263,7 @@ __all__ = [
     "load",
     "lstm",
     "markov_switching",
+    "matern",
     "method_for",
     "register",
     "registered",
@@ -265,6 +274,7 @@ __all__ = [
     "select_states",
     "semi_markov",
     "slope",
+    "subspace",
     "summary",
     "switching_linear",
 ]
