@@ -249,7 +249,8 @@ def chains(states: int, dim: int | None, lengths: list[int]) -> Workload:
         peer.covars_ = model.emission.covariance.detach().diagonal(dim1=1, dim2=2).numpy().copy()
     peer.startprob_ = model.initial.probs().detach().numpy()
     peer.transmat_ = model.transition.probs.detach().numpy()
-    groups, _ = group(read(given, model.emission.event)[0], states)
+    data, _ = read(given, model.emission.event)
+    groups, _ = group(data, Forward().breadth(model, data))
     return Workload(model, groups, peer, sequences)
 
 

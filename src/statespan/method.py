@@ -48,7 +48,8 @@ class Trace(NamedTuple):
     `paths` is a pair, state paths (T, B, k) with -1 past each end and their log-probabilities (B, k), best first.
     `posterior` (T, B, K) and the expected `counts` of moves, a tree like the tables, are for kernels that have a
     shorter way to them than the gradient; the scan has none. So are `smoothed`, beliefs (T, B, ...), and `pairs`,
-    the covariances of neighbouring states (T - 1, B, D, D).
+    the covariances of neighbouring states (T - 1, B, D, D); and, where steps share N observations, the posterior added
+    up by them, `sums` (N, K), and that of the `first` states (B, K).
     """
 
     predicted: Any = None
@@ -60,6 +61,8 @@ class Trace(NamedTuple):
     counts: Tree = None
     smoothed: Any = None
     pairs: Tensor | None = None
+    sums: Tensor | None = None
+    first: Tensor | None = None
 
 
 class Hindsight(NamedTuple):
@@ -190,7 +193,7 @@ class Method(ABC):
         """The belief in the terms of the user's states."""
         return belief.state
 
-    def breadth(self, model: "statespan.model.StateSpace") -> int:
+    def breadth(self, model: "statespan.model.StateSpace", data: Sequences) -> int:
         """About how many numbers a step of one sequence takes, so that batches can be cut to fit a cache."""
         return 1
 

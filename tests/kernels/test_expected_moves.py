@@ -70,12 +70,37 @@ SHAPES = [(1, 1, 1), (1, 4, 3), (9, 1, 2), (6, 5, 7), (11, 37, 8), (40, 20, 5), 
 def test_agrees_with_the_gradient(dtype: torch.dtype, ragged: bool, shape: tuple[int, int, int]) -> None:
     arguments = example(*shape, dtype, ragged)
     tolerance = {"atol": 1e-12, "rtol": 1e-11} if dtype == torch.float64 else {"atol": 1e-4, "rtol": 1e-4}
-    log_normaliser, posterior, counts = expected_moves(*arguments)
+    log_normaliser, posterior, counts, first = expected_moves(*arguments)
     assert (log_normaliser.dtype, posterior.dtype, counts.dtype) == (torch.float64, dtype, dtype)
+    assert first.equal(posterior[0])
     for got, expected in zip((log_normaliser, posterior, counts), plain(*arguments), strict=True):
         torch.testing.assert_close(got.double(), expected, **tolerance)
-    again, same, none = expected_moves(*arguments, counting=False)
+    again, same, none, _ = expected_moves(*arguments, counting=False)
     assert again.equal(log_normaliser) and same.equal(posterior) and not none.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [*SHAPES, (1200, 1, 12)])
+def test_steps_that_share_rows(dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    """The same as rows of their own, added up by what each step observes."""
+    predicted, table, likelihood, lengths, weights = example(*shape, dtype)
+    (T, B, K), symbols = shape, 3
+    rows = likelihood.flatten(0, 1)[:symbols].clone()
+    which = torch.randint(0, len(rows), (T, B), generator=torch.Generator().manual_seed(0))
+    expected = expected_moves(predicted, table, rows[which], lengths, weights)
+    sums = torch.zeros(len(rows), K, dtype=torch.float64).index_add_(
+        0, which.flatten(), expected[1].double().view(-1, K)
+    )
+    assert lengths is not None
+    which[torch.arange(T)[:, None] >= lengths] = -999
+    log_scale = torch.rand(len(rows), dtype=torch.float64)
+    got = expected_moves(predicted, table, rows, lengths, weights, which, log_scale)
+    inside = torch.arange(T)[:, None] < lengths
+    expected = (expected[0] + torch.where(inside, log_scale[which.clamp(0)], 0.0), *expected[1:])
+    small = 1e-11 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(got[1].double(), sums, atol=small, rtol=small)
+    for i in (0, 2, 3):
+        torch.testing.assert_close(got[i], expected[i], atol=small, rtol=small)
 
 
 def test_by_enumeration() -> None:
@@ -93,7 +118,7 @@ def test_by_enumeration() -> None:
             posterior[t, 0, k] += p / total
         for i, j in itertools.pairwise(path):
             counts[i, j] += p / total
-    log_normaliser, got_posterior, got_counts = expected_moves(predicted, table, likelihood)
+    log_normaliser, got_posterior, got_counts, _ = expected_moves(predicted, table, likelihood)
     torch.testing.assert_close(log_normaliser.sum().exp().item(), total)
     torch.testing.assert_close(got_posterior, posterior)
     torch.testing.assert_close(got_counts, counts)
@@ -111,7 +136,7 @@ def test_a_state_that_cannot_be_has_no_say(B: int, K: int) -> None:
     predicted[:, 0] = 1
     likelihood = torch.ones(400, B, K, dtype=torch.float64)
     likelihood[:, :, 0] = 1e-3
-    log_normaliser, posterior, counts = expected_moves(predicted, table, likelihood)
+    log_normaliser, posterior, counts, _ = expected_moves(predicted, table, likelihood)
     expected = torch.zeros_like(posterior)
     expected[:, :, 0] = 1
     torch.testing.assert_close(posterior, expected)
@@ -132,7 +157,13 @@ def test_padding_may_hold_anything() -> None:
 @pytest.mark.parametrize("shape", [(30, 150, 12), (3000, 1, 12), (900, 1, 3)])
 def test_spread_over_threads(shape: tuple[int, int, int]) -> None:
     arguments = example(*shape, zeros=0.0)
-    for got, expected in zip(expected_moves(*arguments), plain(*arguments), strict=True):
+    predicted, table, likelihood, lengths, weights = arguments
+    rows, which = likelihood[0, :1].repeat(5, 1), torch.arange(shape[0] * shape[1]).view(shape[:2]) % 5
+    got = expected_moves(predicted, table, rows, lengths, weights, which)
+    expected = expected_moves(predicted, table, rows[which], lengths, weights)
+    torch.testing.assert_close(got[1].sum(0), expected[1].sum((0, 1)))
+    torch.testing.assert_close(got[2], expected[2])
+    for got, expected in zip(expected_moves(*arguments), plain(*arguments), strict=False):
         torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
 
 
@@ -142,6 +173,8 @@ def test_wrong_arguments() -> None:
         expected_moves(predicted, table[:3], likelihood)
     with pytest.raises(ValueError, match=r"weights must be \(2,\)"):
         expected_moves(predicted, table, likelihood, lengths, torch.ones(3))
+    with pytest.raises(ValueError, match=r"likelihood and which must be \(N, K\) and \(T, B\) int64"):
+        expected_moves(predicted, table, likelihood, which=torch.zeros(3, 2, dtype=torch.int64))
 
 
 def test_it_has_no_gradient() -> None:
@@ -152,4 +185,10 @@ def test_it_has_no_gradient() -> None:
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("ragged", [False, True])
 def test_opcheck(ragged: bool) -> None:
-    torch.library.opcheck(torch.ops.statespan.expected_moves, (*example(4, 3, 5, ragged=ragged), True))
+    arguments = example(4, 3, 5, ragged=ragged)
+    torch.library.opcheck(torch.ops.statespan.expected_moves, (*arguments, None, None, True))
+    predicted, table, likelihood, *rest = arguments
+    which = torch.tensor([[0, 1, 2]] * 4)
+    torch.library.opcheck(
+        torch.ops.statespan.expected_moves, (predicted, table, likelihood[0], *rest, which, None, True)
+    )

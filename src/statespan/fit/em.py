@@ -16,8 +16,8 @@ from statespan.methods import method_for
 from statespan.sequences import Sequences
 from statespan.tree import add
 
-SMALLEST_GROUP = 8192
-"""Steps below which sequences of unlike length stay together."""
+PADDING = 100_000
+"""Numbers (steps times states) of padding that a group may have: a group of its own takes as long."""
 
 LARGEST_GROUP = 1_500_000
 """Numbers (steps times states) above which a group is cut: larger tensors cost cache misses and page faults."""
@@ -81,7 +81,7 @@ class EM(Fitter):
         if start:
             restart(model, data)
         method = self.method or method_for(model)
-        return self.fit_batches(model, *group(data, method.breadth(model), self.batch))
+        return self.fit_batches(model, *group(data, method.breadth(model, data), self.batch))
 
     def fit_batches(self, model: Any, batches: list[Sequences], names: list[Tensor] | None = None) -> float:
         """Fit in place to sequences already in batches; the log-likelihood at the last E-step.
@@ -174,12 +174,12 @@ def observations(data: Sequences) -> int:
     return int((present if present.dim() == 2 else present.any(-1)).sum())
 
 
-def group(data: Sequences, states: int, size: int = 4096) -> tuple[list[Sequences], list[Tensor]]:
+def group(data: Sequences, breadth: int, size: int = 4096) -> tuple[list[Sequences], list[Tensor]]:
     """Sequences of like length together, so that little is padding, in groups that stay in the cache.
 
     Args:
         data: the sequences.
-        states: K; a group is cut where its steps times K grow large.
+        breadth: K, or how many numbers a step takes; a group is cut where its steps times K grow large.
         size: sequences in a group at most.
 
     Returns:
@@ -187,15 +187,15 @@ def group(data: Sequences, states: int, size: int = 4096) -> tuple[list[Sequence
     """
     length, batch = data.shape
     if data.lengths is None:
-        most = max(1, min(size, LARGEST_GROUP // (length * states)))
+        most = max(1, min(size, LARGEST_GROUP // (length * breadth)))
         names = list(torch.arange(batch, device=data.device).split(most))
         return ([data] if len(names) == 1 else [take(data, index) for index in names]), names
     lengths, order = data.lengths.sort(descending=True, stable=True)
     groups, start, steps = [], 0, lengths.tolist()
     for i in range(1, batch + 1):
-        full = i - start == size or (i - start + 1) * steps[start] * states > LARGEST_GROUP
+        full = i - start == size or (i - start + 1) * steps[start] * breadth > LARGEST_GROUP
         # A new group pays its own overhead: it begins where the padding it saves is worth more.
-        short = i < batch and steps[i] < 0.8 * steps[start] and (i - start) * steps[start] > SMALLEST_GROUP
+        short = i < batch and (i - start) * (steps[start] - steps[i]) * breadth > PADDING
         if i == batch or full or short:
             groups.append(order[start:i])
             start = i

@@ -106,7 +106,7 @@ class OnlineEM(Fitter):
         if not closed_form(model):
             raise StatespanError("OnlineEM: a part of this model has no closed-form M-step; fit by SGD(batch=)")
         method = method_for(model)
-        likelihood, new = self.em.expect(model, method, *group(data, method.breadth(model)))
+        likelihood, new = self.em.expect(model, method, *group(data, method.breadth(model, data)))
         count = max(observations(data), 1)
         self.steps, self.seen = self.steps + 1, self.seen + count
         new = _times(new, 1 / count)

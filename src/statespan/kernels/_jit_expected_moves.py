@@ -4,6 +4,7 @@ import numpy as np
 
 from ._jit_forward_backward import AHEAD, put, take
 from ._simd import (
+    add,
     compiled,
     fill,
     fma,
@@ -96,6 +97,27 @@ def outer_sums(states, count, stride, left, right, result):
 
 
 @compiled
+def add_rows(values, offsets, count, K, result):
+    """Adds row n of `values` (count, K), K a multiple of half a vector, to the K numbers of `result` at offsets[n]."""
+    half = width(values) // 2
+    for n in range(count):
+        place = offsets[n]
+        for k in range(0, K, half):
+            store(result, place + k, add(load_half(result, place + k), load_half(values, n * K + k)))
+
+
+@compiled
+def add_scale(lengths, which, scale, normaliser):
+    """Adds to every step the `scale` of what it observes."""
+    steps, batch = normaliser.shape
+    sharing = which.size > 0
+    for t in range(steps):
+        for b in range(batch):
+            if t < lengths[b]:
+                normaliser[t, b] += scale[which[t, b] if sharing else t * batch + b]
+
+
+@compiled
 def expect_lanes(
     first,
     last,
@@ -105,42 +127,52 @@ def expect_lanes(
     predicted,
     panels,
     transposed,
-    likelihood,
+    rows,
+    which,
+    sharing,
     weights,
     counting,
     normaliser,
-    posterior,
+    sums,
+    begin,
     counts,
 ):
     """Blocks first ... last - 1, each of `groups` groups of sequences across lanes; adds to `counts` (states, states).
 
+    What step t of sequence b sees is row t B + b of `rows`, whose posterior is written to that row of `sums` (flat);
+    where steps are `sharing` rows, it is row which[t, b], to which the posterior is added, and K is a multiple of half
+    a vector; `begin` (B, K) then gets that of every first step.
+
     A lane past its sequence's end, or without a sequence, has belief 0 and reads what the first one does.
     """
-    steps, batch, K = likelihood.shape
+    steps, batch = normaliser.shape
+    K = rows.shape[1]
     states = (K + 3) // 4 * 4
-    lanes = width(likelihood)
+    lanes = width(rows)
     size = states * lanes
     wide = groups * lanes
     longest = lengths[first * wide]
     # The filtered beliefs, and the likelihoods divided by their normaliser, of every step.
-    A = np.zeros((longest * groups + 1) * size, likelihood.dtype)
-    E = np.zeros((longest * groups + 1) * size, likelihood.dtype)
-    P = np.zeros(groups * size, likelihood.dtype)
-    V = np.zeros(groups * size, likelihood.dtype)
-    R = np.zeros(groups * size, likelihood.dtype)
-    U = np.zeros(size, likelihood.dtype)
-    C = np.zeros(lanes, likelihood.dtype)
+    A = np.zeros((longest * groups + 1) * size, rows.dtype)
+    E = np.zeros((longest * groups + 1) * size, rows.dtype)
+    P = np.zeros(groups * size, rows.dtype)
+    V = np.zeros(groups * size, rows.dtype)
+    R = np.zeros(groups * size, rows.dtype)
+    U = np.zeros(size, rows.dtype)
+    W = np.zeros(size, rows.dtype)
+    C = np.zeros(lanes, rows.dtype)
     # Both factors of the counts wait until there are enough. The stride is no power of two: otherwise the states
     # evict each other from the first-level cache.
     room = 32 * lanes
     stride = room + lanes
-    left = np.zeros(stride * states, likelihood.dtype)
-    right = np.zeros(stride * states, likelihood.dtype)
+    left = np.zeros(stride * states, rows.dtype)
+    right = np.zeros(stride * states, rows.dtype)
     waiting = 0
     sources = np.zeros(lanes, np.int64)
+    apart = np.arange(lanes) * K
     ends = np.zeros(wide, np.int64)
-    one = fill(likelihood, 1)
-    tiny = fill(likelihood, np.finfo(likelihood.dtype).tiny)
+    one = fill(rows, 1)
+    tiny = fill(rows, np.finfo(rows.dtype).tiny)
     for block in range(first, last):
         base = block * wide
         count = min(wide, batch - base)
@@ -160,7 +192,7 @@ def expect_lanes(
                 live -= 1
             for group in range(live):
                 here = min(lanes, count - group * lanes)
-                begin = group * size
+                start = group * size
                 place = (t * groups + group) * size
                 for lane in range(here):
                     b = base + group * lanes + lane
@@ -168,25 +200,25 @@ def expect_lanes(
                         sources[lane] = sources[0]
                         if lengths[b] == t:
                             for k in range(K):
-                                P[begin + k * lanes + lane] = 0
+                                P[start + k * lanes + lane] = 0
                         continue
-                    sources[lane] = (t * batch + order[b]) * K
+                    sources[lane] = (which[t, order[b]] if sharing else t * batch + order[b]) * K
                     if t + AHEAD < lengths[b]:
-                        near = sources[lane] + AHEAD * batch * K
+                        near = (which[t + AHEAD, order[b]] if sharing else (t + AHEAD) * batch + order[b]) * K
                         for k in range(0, K, lanes):
-                            prefetch(likelihood, near + k)
+                            prefetch(rows, near + k)
                 for lane in range(here, lanes):
                     sources[lane] = sources[0]
-                take(likelihood, sources, lanes, K, E[place : place + size])
+                take(rows, sources, lanes, K, E[place : place + size])
                 c = zero(P)
                 for k in range(K):
-                    c = fma(load(P, begin + k * lanes), load(E, place + k * lanes), c)
+                    c = fma(load(P, start + k * lanes), load(E, place + k * lanes), c)
                 store(C, 0, c)
                 up = lift(c, tiny)
                 inverse = ratio(one, mul(c, up))
                 for k in range(K):
                     e = load(E, place + k * lanes)
-                    store(A, place + k * lanes, mul(mul(mul(load(P, begin + k * lanes), up), e), inverse))
+                    store(A, place + k * lanes, mul(mul(mul(load(P, start + k * lanes), up), e), inverse))
                     store(E, place + k * lanes, mul(mul(e, up), inverse))
                 for lane in range(here):
                     b = base + group * lanes + lane
@@ -204,27 +236,32 @@ def expect_lanes(
                 live += 1
             for group in range(live):
                 here = min(lanes, count - group * lanes)
-                begin = group * size
+                start = group * size
                 place = (t * groups + group) * size
                 before = place - groups * size
+                active = 0
                 for lane in range(here):
                     b = base + group * lanes + lane
-                    sources[lane] = (t * batch + order[b]) * K
+                    if not sharing:
+                        sources[lane] = (t * batch + order[b]) * K
+                    elif lengths[b] > t:
+                        sources[lane] = which[t, order[b]] * K
+                        active += 1
                     if ends[group * lanes + lane] == t + 1:
                         for k in range(K):
-                            V[begin + k * lanes + lane] = weights[order[b]]
+                            V[start + k * lanes + lane] = weights[order[b]]
                 # A state that cannot be has no say, however well it would explain what follows.
                 if t > 0:
                     spot = waiting * lanes
                     for k in range(K):
                         a = load(A, place + k * lanes)
-                        v = where_above(load(V, begin + k * lanes), a, tiny)
+                        v = where_above(load(V, start + k * lanes), a, tiny)
                         store(U, k * lanes, mul(a, v))
                         r = mul(load(E, place + k * lanes), v)
-                        store(R, begin + k * lanes, r)
+                        store(R, start + k * lanes, r)
                     if counting:
                         for k in range(K):
-                            store(right, k * stride + spot, load(R, begin + k * lanes))
+                            store(right, k * stride + spot, load(R, start + k * lanes))
                             store(left, k * stride + spot, load(A, before + k * lanes))
                         waiting += 1
                     if waiting * lanes == room:
@@ -233,13 +270,23 @@ def expect_lanes(
                 else:
                     for k in range(K):
                         a = load(A, place + k * lanes)
-                        store(U, k * lanes, mul(a, where_above(load(V, begin + k * lanes), a, tiny)))
-                put(U, sources, here, K, posterior)
+                        store(U, k * lanes, mul(a, where_above(load(V, start + k * lanes), a, tiny)))
+                if sharing:
+                    put(U, apart, lanes, K, W)
+                    add_rows(W, sources, active, K, sums)
+                    if t == 0:
+                        for lane in range(active):
+                            for k in range(K):
+                                begin[order[base + group * lanes + lane], k] = W[lane * K + k]
+                else:
+                    put(U, sources, here, K, sums)
             if t > 0:
                 push_groups(live, states, transposed, R, 0, V)
-        for place in range(count):
-            b = order[base + place]
-            for t in range(lengths[base + place // lanes * lanes], steps):
-                posterior[t, b] = 0
+        if not sharing:
+            for place in range(count):
+                b = order[base + place]
+                for t in range(lengths[base + place // lanes * lanes], steps):
+                    for k in range(K):
+                        sums[(t * batch + b) * K + k] = 0
     if waiting > 0:
         outer_sums(states, waiting * lanes, stride, left, right, counts)

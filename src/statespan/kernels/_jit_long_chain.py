@@ -53,27 +53,31 @@ def product_narrow(K, panels, source, inverse, target):
 
 
 @compiled
-def messages(sequence, length, backwards, start, panels, likelihood, normaliser, result):
+def messages(sequence, length, backwards, start, panels, rows, which, sharing, normaliser, result):
     """Messages along one sequence: w_1 = start, x_t = w_t y_t, c_t = sum x_t, w_{t+1} = x_t table / c_t.
+
+    y_t is row t B + b of `rows`, or where steps are `sharing` rows which[t, b].
 
     Forwards `result` (T, B, K) gets x_t / c_t and `normaliser` c_t, backwards `result` gets w_t; False where a c_t
     leaves the numbers that can be divided by.
     """
-    _, batch, K = likelihood.shape
-    lanes = width(likelihood)
+    batch = normaliser.shape[1]
+    K = rows.shape[1]
+    lanes = width(rows)
     columns = (K + 2 * lanes - 1) // (2 * lanes) * 2 * lanes
-    W = np.zeros(columns, likelihood.dtype)
-    X = np.zeros(columns, likelihood.dtype)
+    W = np.zeros(columns, rows.dtype)
+    X = np.zeros(columns, rows.dtype)
     W[:K] = start
-    tiny = np.finfo(likelihood.dtype).tiny / np.finfo(likelihood.dtype).eps
+    tiny = np.finfo(rows.dtype).tiny / np.finfo(rows.dtype).eps
     narrow = lanes >= K
     for n in range(length):
         t = length - 1 - n if backwards else n
         here = (t * batch + sequence) * K
-        s = zero(likelihood)
+        seen = which[t, sequence] * K if sharing else here
+        s = zero(rows)
         for k in range(0, K, lanes):
             w = load(W, k)
-            x = mul(w, get(likelihood, here + k, K - k))
+            x = mul(w, get(rows, seen + k, K - k))
             store(X, k, x)
             s = add(s, x)
             if backwards:
@@ -88,7 +92,7 @@ def messages(sequence, length, backwards, start, panels, likelihood, normaliser,
             product(K, panels, X, inverse, W)
         if not backwards:
             normaliser[t, sequence] = c
-            every = fill(likelihood, inverse)
+            every = fill(rows, inverse)
             for k in range(0, K, lanes):
                 keep(result, here + k, mul(load(X, k), every), K - k)
     return True
@@ -123,44 +127,54 @@ def rows_outer(K, columns, count, left, right, result):
 
 
 @compiled
-def join(sequence, first, last, weight, counting, likelihood, normaliser, filtered, posterior, counts):
-    """Steps first ... last - 1: the backward messages in `posterior` become the posterior; adds to `counts`.
+def join(
+    sequence, first, last, weight, counting, rows, which, sharing, normaliser, filtered, later, sums, begin, counts
+):
+    """Steps first ... last - 1: the posterior, from the messages of both directions; adds to `counts`.
 
-    False where the two messages have too little in common to be multiplied.
+    It is written to row t B + b of `sums`, which may be `later` itself, or where steps are `sharing` rows added to row
+    which[t, b]; `begin` (B, K) gets that of the first step. False where the two messages have too little in common to
+    be multiplied.
     """
-    _, batch, K = likelihood.shape
-    lanes = width(likelihood)
-    rows = (K + 3) // 4 * 4
+    batch = normaliser.shape[1]
+    K = rows.shape[1]
+    lanes = width(rows)
+    padded = (K + 3) // 4 * 4
     columns = (K + lanes - 1) // lanes * lanes
     block = 64
-    left = np.zeros(block * rows, likelihood.dtype)
-    right = np.zeros(block * columns, likelihood.dtype)
-    tiny = np.finfo(likelihood.dtype).tiny / np.finfo(likelihood.dtype).eps
+    left = np.zeros(block * padded, rows.dtype)
+    right = np.zeros(block * columns, rows.dtype)
+    tiny = np.finfo(rows.dtype).tiny / np.finfo(rows.dtype).eps
     waiting = 0
     for t in range(first, last):
         here = (t * batch + sequence) * K
-        g = zero(likelihood)
+        seen = which[t, sequence] * K if sharing else here
+        g = zero(rows)
         for k in range(0, K, lanes):
-            g = fma(get(filtered, here + k, K - k), get(posterior, here + k, K - k), g)
+            g = fma(get(filtered, here + k, K - k), get(later, here + k, K - k), g)
         common = total(g)
         if not common > tiny:
             return False
         if counting and t > 0:
             # alpha_t = p_t y_t / c_t, so c_t g_t is what the moves into t sum to before they are divided by it.
-            scale = fill(likelihood, weight / (likelihood.dtype.type(normaliser[t, sequence]) * common))
+            scale = fill(rows, weight / (rows.dtype.type(normaliser[t, sequence]) * common))
             before = here - batch * K
             for k in range(0, K, lanes):
-                v = mul(get(likelihood, here + k, K - k), get(posterior, here + k, K - k))
+                v = mul(get(rows, seen + k, K - k), get(later, here + k, K - k))
                 store(right, waiting * columns + k, mul(v, scale))
-                keep(left, waiting * rows + k, get(filtered, before + k, K - k), rows - k)
+                keep(left, waiting * padded + k, get(filtered, before + k, K - k), padded - k)
             waiting += 1
             if waiting == block:
                 rows_outer(K, columns, block, left, right, counts)
                 waiting = 0
-        scale = fill(likelihood, weight / common)
+        scale = fill(rows, weight / common)
         for k in range(0, K, lanes):
-            v = mul(mul(get(filtered, here + k, K - k), get(posterior, here + k, K - k)), scale)
-            keep(posterior, here + k, v, K - k)
+            v = mul(mul(get(filtered, here + k, K - k), get(later, here + k, K - k)), scale)
+            if t == 0:
+                keep(begin, sequence * K + k, v, K - k)
+            if sharing:
+                v = add(get(sums, seen + k, K - k), v)
+            keep(sums, seen + k, v, K - k)
     if waiting > 0:
         rows_outer(K, columns, waiting, left, right, counts)
     return True

@@ -27,14 +27,36 @@ PIECE = 4096
 
 
 class _Chain(NamedTuple):
-    """The inputs, contiguous."""
+    """The inputs, contiguous; `rows` (N, K) and which of them each step sees, (T, B), or none: a row for each step."""
 
     predicted: Tensor
     table: Tensor
-    likelihood: Tensor
+    rows: Tensor
+    which: Tensor
     lengths: Tensor | None
     weights: Tensor
     counting: bool
+
+    @property
+    def sharing(self) -> bool:
+        return self.which.numel() > 0
+
+    @property
+    def work(self) -> int:
+        """About how many multiplications there are."""
+        steps = self.which.numel() or self.rows.shape[0]
+        return steps * self.rows.shape[1] ** 2
+
+    def sums(self, count: int) -> Tensor:
+        """(count, N, K): where steps share rows, so many sums that begin at 0; else one that will be written."""
+        return self.rows.new_zeros(count, *self.rows.shape) if self.sharing else torch.empty_like(self.rows)[None]
+
+
+def _wider(x: Tensor, *sizes: int) -> Tensor:
+    """With zeros after the last of its first axes, up to these sizes."""
+    out = x.new_zeros(*sizes)
+    out[tuple(slice(n) for n in x.shape)] = x
+    return out
 
 
 def _expected_moves(
@@ -43,79 +65,108 @@ def _expected_moves(
     likelihood: Tensor,
     lengths: Tensor | None,
     weights: Tensor | None,
+    which: Tensor | None,
+    log_scale: Tensor | None,
     counting: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    from . import _jit_forward_backward
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from . import _jit_expected_moves as jit
+    from ._jit_forward_backward import logarithms
 
-    steps, batch, _ = likelihood.shape
+    (batch, K), shape = predicted.shape, likelihood.shape
+    steps = shape[0] if which is None else which.shape[0]
     normaliser = np.ones((steps, batch))
-    posterior = torch.empty_like(likelihood, memory_format=torch.contiguous_format)
-    counts = torch.zeros_like(table, memory_format=torch.contiguous_format)
-    if likelihood.numel():
-        predicted, table, likelihood = (x.detach().contiguous() for x in (predicted, table, likelihood))
-        weights = likelihood.new_ones(batch) if weights is None else weights.detach().to(likelihood.dtype).contiguous()
-        chain = _Chain(predicted, table, likelihood, lengths, weights, counting)
-        few = batch * likelihood.element_size() * FEW <= 64
-        done = _one_by_one(chain, normaliser, posterior) if few else None
-        torch.mul(table, _across_lanes(chain, normaliser, posterior) if done is None else done, out=counts)
-    _jit_forward_backward.logarithms(0, normaliser.size, normaliser.reshape(-1))
-    return torch.from_numpy(normaliser), posterior, counts
+    if not normaliser.size or not likelihood.numel():
+        return torch.from_numpy(normaliser - 1), *(torch.zeros_like(x) for x in (likelihood, table, predicted))
+    predicted, table, likelihood = (x.detach() for x in (predicted, table, likelihood))
+    weights = likelihood.new_ones(batch) if weights is None else weights.detach().to(likelihood.dtype).contiguous()
+    if which is None:
+        which, rows = torch.empty(0, 0, dtype=torch.int64), likelihood.reshape(-1, K)
+    else:
+        # Whole halves of vectors: rows that are read many times are worth it.
+        half = 32 // likelihood.element_size()
+        wide = -(-K // half) * half
+        predicted, table = _wider(predicted, batch, wide), _wider(table, wide, wide)
+        rows, which = _wider(likelihood, likelihood.shape[0], wide), which.detach().contiguous()
+    chain = _Chain(predicted.contiguous(), table.contiguous(), rows, which, lengths, weights, counting)
+    few = batch * rows.element_size() * FEW <= 64
+    done = _one_by_one(chain, normaliser) if few else None
+    sums, counts, begin = _across_lanes(chain, normaliser) if done is None else done
+    counts = counts[:K, :K] * chain.table[:K, :K]
+    flat = normaliser.reshape(-1)
+    ranges = shared.pieces(flat.size, 4 if chain.work >= SMALL else 1)
+    shared.parallel(lambda i: logarithms(*ranges[i], flat), len(ranges))
+    if log_scale is not None:
+        ends = torch.full((batch,), steps) if lengths is None else lengths
+        given = (x.detach().contiguous().numpy() for x in (ends, which, log_scale.reshape(-1)))
+        jit.add_scale(*given, normaliser)
+    posterior = sums[:, :K].reshape(shape).contiguous()
+    first = begin[:, :K].contiguous() if chain.sharing else posterior[0].clone()
+    return torch.from_numpy(normaliser), posterior, counts, first
 
 
-def _across_lanes(chain: _Chain, normaliser: np.ndarray, posterior: Tensor) -> Tensor:
+def _across_lanes(chain: _Chain, normaliser: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     from . import _jit_expected_moves as jit
 
-    steps, batch, K = posterior.shape
+    (steps, batch), K = normaliser.shape, chain.rows.shape[1]
     order, lengths = shared.longest_first(chain.lengths, steps, batch)
-    width = GROUPS * 64 // posterior.element_size()
+    width = GROUPS * 64 // chain.rows.element_size()
     blocks = (batch + width - 1) // width
-    threads = torch.get_num_threads()
-    small = threads == 1 or posterior.numel() * K < SMALL
-    ranges = shared.pieces(blocks, 1 if small else 4 * threads)
+    threads = 1 if chain.work < SMALL else torch.get_num_threads()
+    ranges = shared.pieces(blocks, 1 if threads == 1 else 4 * threads)
     panels = (shared.panels(x).numpy() for x in (chain.table, chain.table.t()))
     inputs = [*(x.numpy() for x in (order, lengths, chain.predicted)), *panels]
-    inputs += [chain.likelihood.numpy(), chain.weights.numpy(), chain.counting]
-    parts = posterior.new_zeros(len(ranges), shared.padded(K), shared.padded(K))
+    inputs += [chain.rows.numpy(), chain.which.numpy(), chain.sharing, chain.weights.numpy(), chain.counting]
+    begin = torch.zeros_like(chain.predicted)
+    threads = min(threads, len(ranges))
+    counts = begin.new_zeros(threads, shared.padded(K), shared.padded(K))
+    sums = chain.sums(threads)
+    free = list(range(threads))
 
     def some(i: int) -> None:
-        jit.expect_lanes(*ranges[i], GROUPS, *inputs, normaliser, posterior.numpy(), parts[i].numpy())
+        mine = free.pop()
+        outputs = sums[mine if chain.sharing else 0].view(-1), begin, counts[mine]
+        jit.expect_lanes(*ranges[i], GROUPS, *inputs, normaliser, *(x.numpy() for x in outputs))
+        free.append(mine)
 
-    shared.parallel(some, len(ranges))
-    return parts[:, :K, :K].sum(0)
+    shared.parallel(some, len(ranges), threads)
+    return sums.sum(0) if len(sums) > 1 else sums[0], counts.sum(0), begin
 
 
-def _one_by_one(chain: _Chain, normaliser: np.ndarray, posterior: Tensor) -> Tensor | None:
+def _one_by_one(chain: _Chain, normaliser: np.ndarray) -> tuple[Tensor, Tensor, Tensor] | None:
     """None where messages that do not know of each other cannot be joined: an impossible observation is one reason."""
     from . import _jit_long_chain as jit
 
-    steps, batch, K = posterior.shape
+    (steps, batch), K = normaliser.shape, chain.rows.shape[1]
     ends = [steps] * batch if chain.lengths is None else chain.lengths.clamp(0, steps).tolist()
-    lanes = 64 // posterior.element_size()
-    filtered = torch.empty_like(posterior)
+    lanes = 64 // chain.rows.element_size()
+    filtered, begin = chain.rows.new_empty(steps, batch, K), torch.zeros_like(chain.predicted)
+    threads = 1 if chain.work < SMALL else torch.get_num_threads()
+    pieces = [(b, n) for b in range(batch) for n in shared.pieces(ends[b], max(threads, ends[b] // PIECE))]
+    sums = chain.sums(min(threads, len(pieces)))
+    later = torch.empty_like(filtered) if chain.sharing else sums[0].view(filtered.shape)
     tables = [shared.panels(x, columns=2 * lanes).numpy() for x in (chain.table, chain.table.t())]
-    starts = [chain.predicted.numpy(), np.ones((batch, K), posterior.numpy().dtype)]
-    outputs = [filtered.numpy(), posterior.numpy()]
-    threads = 1 if posterior.numel() * K < SMALL else torch.get_num_threads()
+    starts = [chain.predicted.numpy(), np.ones((batch, K), later.numpy().dtype)]
+    outputs = [filtered.numpy(), later.numpy()]
+    given = chain.rows.numpy(), chain.which.numpy(), chain.sharing, normaliser
     whole = [True]
 
     def send(i: int) -> None:
         b, backwards = divmod(i, 2)
-        start, output = starts[backwards][b], outputs[backwards]
-        likelihood = chain.likelihood.numpy()
-        if not jit.messages(b, ends[b], backwards == 1, start, tables[backwards], likelihood, normaliser, output):
+        if not jit.messages(
+            b, ends[b], backwards == 1, starts[backwards][b], tables[backwards], *given, outputs[backwards]
+        ):
             whole[0] = False
 
     shared.parallel(send, 2 * batch, threads)
-    pieces = [(b, n) for b in range(batch) for n in shared.pieces(ends[b], max(threads, ends[b] // PIECE))]
-    parts = posterior.new_zeros(min(threads, len(pieces)), shared.padded(K), (K + lanes - 1) // lanes * lanes)
-    free = list(parts.numpy())
+    counts = later.new_zeros(min(threads, len(pieces)), shared.padded(K), (K + lanes - 1) // lanes * lanes)
+    free = list(range(len(counts)))
     weights = chain.weights.numpy()
 
     def join(i: int) -> None:
         b, (first, last) = pieces[i]
         mine = free.pop()
-        inputs = chain.counting, chain.likelihood.numpy(), normaliser
-        if not jit.join(b, first, last, weights[b], *inputs, *outputs, mine):
+        results = sums[mine if chain.sharing else 0].view(-1).numpy(), begin.numpy(), counts[mine].numpy()
+        if not jit.join(b, first, last, weights[b], chain.counting, *given, *outputs, *results):
             whole[0] = False
         free.append(mine)
 
@@ -124,22 +175,29 @@ def _one_by_one(chain: _Chain, normaliser: np.ndarray, posterior: Tensor) -> Ten
     if not whole[0]:
         normaliser[:] = 1
         return None
-    for b, end in enumerate(ends):
-        posterior[end:, b] = 0
-    return parts.sum(0)[:K, :K]
+    if not chain.sharing:
+        for b, end in enumerate(ends):
+            later[end:, b] = 0
+    return sums.sum(0) if len(sums) > 1 else sums[0], counts.sum(0), begin
 
 
 def _fake(
-    predicted: Tensor, table: Tensor, likelihood: Tensor, lengths: Tensor | None, weights: Tensor | None, counting: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    steps, batch, K = likelihood.shape
-    normaliser = likelihood.new_empty(steps, batch, dtype=torch.float64)
-    return normaliser, likelihood.new_empty(steps, batch, K), table.new_empty(K, K)
+    predicted: Tensor,
+    table: Tensor,
+    likelihood: Tensor,
+    lengths: Tensor | None,
+    weights: Tensor | None,
+    which: Tensor | None,
+    log_scale: Tensor | None,
+    counting: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    normaliser = likelihood.new_empty((likelihood if which is None else which).shape[:2], dtype=torch.float64)
+    return normaliser, likelihood.new_empty(likelihood.shape), torch.empty_like(table), torch.empty_like(predicted)
 
 
 shared.define(
-    "expected_moves(Tensor predicted, Tensor table, Tensor likelihood, Tensor? lengths, Tensor? weights, bool counting)"
-    " -> (Tensor, Tensor, Tensor)",
+    "expected_moves(Tensor predicted, Tensor table, Tensor likelihood, Tensor? lengths, Tensor? weights, Tensor? which,"
+    " Tensor? log_scale, bool counting) -> (Tensor, Tensor, Tensor, Tensor)",
     _expected_moves,
     _fake,
 )
@@ -151,8 +209,10 @@ def expected_moves(
     likelihood: Tensor,
     lengths: Tensor | None = None,
     weights: Tensor | None = None,
+    which: Tensor | None = None,
+    log_scale: Tensor | None = None,
     counting: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Smooths all sequences of a finite state chain and counts their moves, without gradient.
 
     gamma_t(k) = p(z_t = k | y) and the sum over t of p(z_{t-1} = i, z_t = j | y), as in `forward_backward`'s gradient.
@@ -161,32 +221,52 @@ def expected_moves(
     Args:
         predicted: (B, K), belief about the first state before the first observation.
         table: (K, K), row i the probabilities of the next state after state i.
-        likelihood: (T, B, K), p(y_t | state), float32 or float64.
+        likelihood: (T, B, K), p(y_t | state), float32 or float64; with `which` (N, K), of N observations, such as
+            symbols, that steps share.
         lengths: (B,) int64, own length of every sequence; T where not given.
         weights: (B,), how many times each sequence counts in posterior and counts; once where not given.
+        which: (T, B) int64, what each step observes; within a sequence's length from 0 to N - 1 (not checked).
+        log_scale: (T, B) float64, or with `which` (N,): a logarithm to add to the normaliser of what is observed.
         counting: False leaves the counts 0, for a posterior in two thirds of the time.
 
     Returns:
-        log_normaliser: (T, B) float64, log p(y_t | y_1 ... y_{t-1}), 0 past a sequence's own length.
-        posterior: (T, B, K), times the weights; 0 past a sequence's own length.
+        log_normaliser: (T, B) float64, log p(y_t | y_1 ... y_{t-1}) plus `log_scale`, 0 past a sequence's own end.
+        posterior: (T, B, K), times the weights; 0 past a sequence's own length. With `which` (N, K), its sum over the
+            steps that observe each.
         counts: (K, K), expected moves, times the weights, summed over all sequences.
+        first: (B, K), the posterior of the first states, times the weights.
 
     Raises:
         ValueError: shapes or dtypes do not fit.
 
     Source:
-        Rabiner (1989), equations 27, 37 and 92 (scaling).
+        Rabiner (1989), equations 27, 37, 40c and 92 (scaling).
 
     Example:
         >>> initial = torch.tensor([[0.5, 0.5]])
         >>> table = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
         >>> likelihood = torch.tensor([[[0.1, 0.6]], [[0.1, 0.6]]])
-        >>> _, posterior, counts = expected_moves(initial, table, likelihood)
+        >>> _, posterior, counts, _ = expected_moves(initial, table, likelihood)
         >>> round(counts.sum().item(), 4), round(posterior[0, 0, 1].item(), 4)
         (1.0, 0.9524)
+        >>> _, sums, _, _ = expected_moves(initial, table, likelihood[0], which=torch.tensor([[0], [0]]))
+        >>> bool((sums - posterior.sum(0)).abs().max() < 1e-6)
+        True
     """
-    check(predicted, table, likelihood, lengths)
-    if weights is not None and weights.shape != likelihood.shape[1:2]:
-        raise ValueError(f"weights must be ({likelihood.shape[1]},), not {tuple(weights.shape)}")
+    if which is None:
+        check(predicted, table, likelihood, lengths)
+    else:
+        if likelihood.dim() != 2 or which.dim() != 2 or which.dtype != torch.int64:
+            raise ValueError(
+                f"likelihood and which must be (N, K) and (T, B) int64, not {tuple(likelihood.shape)} and "
+                f"{tuple(which.shape)} {which.dtype}"
+            )
+        check(predicted, table, likelihood.new_empty(()).expand(*which.shape, likelihood.shape[1]), lengths)
+    if weights is not None and weights.shape != predicted.shape[:1]:
+        raise ValueError(f"weights must be ({len(predicted)},), not {tuple(weights.shape)}")
+    if log_scale is not None and (log_scale.shape != likelihood.shape[:-1] or log_scale.dtype != torch.float64):
+        raise ValueError(f"log_scale must be {tuple(likelihood.shape[:-1])} float64, not {tuple(log_scale.shape)}")
     with torch.no_grad():
-        return torch.ops.statespan.expected_moves(predicted, table, likelihood, lengths, weights, counting)
+        return torch.ops.statespan.expected_moves(
+            predicted, table, likelihood, lengths, weights, which, log_scale, counting
+        )

@@ -30,22 +30,21 @@ def _trace(prepared: Prepared, log_normaliser: torch.Tensor, filtered: torch.Ten
     return Trace(filtered=state, last=last, log_prob=log_normaliser + likelihood.log_scale)
 
 
-@register(Forward, MatrixTransition, keeps=("filtered", "last", "log_prob", "posterior", "counts"))
+@register(Forward, MatrixTransition, keeps=("filtered", "last", "log_prob", "posterior", "counts", "sums", "first"))
 def dense(
     model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
 ) -> Trace:
-    """A stochastic matrix that does not vary with time."""
+    """A stochastic matrix that does not vary with time; for `sums` the likelihoods are of rows that steps share."""
     predicted = _start(model, method, prepared, batch, belief)
     table, value = prepared.moves.tables.value, prepared.likelihoods.value
-    if "posterior" in keep:
-        log_normaliser, posterior, counts = expected_moves(
-            predicted, table, value, prepared.lengths, prepared.weights, "counts" in keep
+    if keep & {"posterior", "sums"}:
+        seen = prepared.likelihoods
+        which = seen.which if "sums" in keep else None
+        log_prob, posterior, counts, first = expected_moves(
+            predicted, table, value, prepared.lengths, prepared.weights, which, seen.log_scale, "counts" in keep
         )
-        log_prob = log_normaliser + prepared.likelihoods.log_scale
-        if prepared.lengths is not None:
-            within = torch.arange(length)[:, None] < prepared.lengths
-            log_prob = torch.where(within, log_prob, 0.0)
-        return Trace(log_prob=log_prob, posterior=posterior, counts=Shared(counts))
+        trace = Trace(log_prob=log_prob, counts=Shared(counts), first=first)
+        return trace._replace(posterior=posterior) if which is None else trace._replace(sums=posterior)
     return _trace(prepared, *forward_backward(predicted, table, value, prepared.lengths))
 
 

@@ -127,7 +127,7 @@ class Checkpointed(Method):
         ]
         return torch.cat(each[::-1])
 
-    def breadth(self, model: Any) -> int:
+    def breadth(self, model: Any, data: Sequences) -> int:
         """The number of states."""
         return model.transition.states
 

@@ -166,7 +166,7 @@ class DiscreteKalman(Method):
         found = self.kalman.hindsight(model, again, belief, unseen(again, (shape[0], shape[1])), pairs)
         return found._replace(log_prob=known.log_prob)
 
-    def breadth(self, model: Any) -> int:
+    def breadth(self, model: Any, data: Sequences) -> int:
         """The numbers of a covariance."""
         return model.transition.event.dim**2
 

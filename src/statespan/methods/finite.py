@@ -220,8 +220,12 @@ def _average(model: Any, transition: Tree, emission: Tree) -> Tensor:
     return model.transition.average(transition, model.emission.mixture(each, None, emission).probs.T)
 
 
+def finite_moves(model: Any, constants: Constants, data: Sequences) -> Moves:
+    """Tables, for all t at once."""
+    tables = model.transition.tables(data.u, constants.transition)
+    return Moves(model.initial.given(data.u, constants.initial), tables, Shared(constants.average))
+
+
 def finite_prepare(model: Any, constants: Constants, data: Sequences) -> tuple[Moves, Likelihood]:
     """Tables, and the likelihood of every step."""
-    tables = model.transition.tables(data.u, constants.transition)
-    moves = Moves(model.initial.given(data.u, constants.initial), tables, Shared(constants.average))
-    return moves, prepare_likelihood(model, constants, data)
+    return finite_moves(model, constants, data), prepare_likelihood(model, constants, data)

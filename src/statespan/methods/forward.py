@@ -20,6 +20,7 @@ from statespan.method import (
     run,
     scan,
 )
+from statespan.methods.by_symbol import by_symbol, expect_by_symbol
 from statespan.methods.finite import (
     ACCEPTS,
     Constants,
@@ -196,16 +197,21 @@ class Forward(Method):
             u = (u, blank if fed is None else fed.recent[0])
         return model.emission.mixture(probs, u, constants.emission)
 
-    def breadth(self, model: Any) -> int:
-        """The number of states."""
-        return model.transition.states
+    def breadth(self, model: Any, data: Sequences) -> int:
+        """The number of states; one where only symbols have likelihoods of their own."""
+        return 1 if by_symbol(model, self, data) else model.transition.states
 
     def expect(self, model: Any, constants: Constants, data: Sequences) -> Expected:
         """By one backward pass; a weight counts a sequence that many times, a power an observation."""
-        with torch.no_grad():
-            prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        posterior, counts, log_prob = expectations(model, self, prepared, None, data.shape, data.weights)
-        return Expected(log_prob, statistics_of(model, data, posterior[0], posterior, counts))
+
+        def step_by_step(some: Sequences) -> Expected:
+            with torch.no_grad():
+                prepared = Prepared(*self.prepare(model, constants, some), some.lengths)
+            posterior, counts, log_prob = expectations(model, self, prepared, None, some.shape, some.weights)
+            return Expected(log_prob, statistics_of(model, some, posterior[0], posterior, counts))
+
+        done = expect_by_symbol(model, self, constants, data, step_by_step)
+        return step_by_step(data) if done is None else done
 
     def decode(self, model: Any, constants: Constants, data: Sequences, k: int) -> tuple[Tensor, Tensor]:
         """By max-product."""

@@ -227,7 +227,7 @@ class Kalman(Method):
         smoothed, joint = sweep(filtered, _moves_after(prepared.moves), inside, pairs)
         return Hindsight(smoothed, log_prob, joint)
 
-    def breadth(self, model: Any) -> int:
+    def breadth(self, model: Any, data: Sequences) -> int:
         """The numbers of a covariance."""
         return model.transition.event.dim**2
 

@@ -153,7 +153,7 @@ class Linearised(Method):
             known = found.smoothed, found.pairs
         return known
 
-    def breadth(self, model: Any) -> int:
+    def breadth(self, model: Any, data: Sequences) -> int:
         """The numbers of a covariance."""
         return model.transition.event.dim**2
 

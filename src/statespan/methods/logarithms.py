@@ -194,7 +194,7 @@ class LogForward(Method):
         """The mixture of the states' emissions: exact."""
         return self.whole.emit(model, constants, belief, u)
 
-    def breadth(self, model: Any) -> int:
+    def breadth(self, model: Any, data: Sequences) -> int:
         """The size of a table."""
         return model.transition.states**2
 

@@ -8,11 +8,11 @@ from torch import Tensor
 from statespan.belief import Best, with_fed
 from statespan.errors import StatespanError
 from statespan.method import Method, Prepared, Trace, run
-from statespan.methods.finite import ACCEPTS, Constants, Moves, finite_constants
+from statespan.methods.finite import ACCEPTS, Constants, Moves, finite_constants, finite_moves
 from statespan.methods.rows import Rows, prepare_rows
 from statespan.part import best_ways
 from statespan.sequences import Sequences
-from statespan.tree import Shared, Tree
+from statespan.tree import Tree
 
 
 class MaxProduct(Method):
@@ -45,9 +45,7 @@ class MaxProduct(Method):
 
     def prepare(self, model: Any, constants: Constants, data: Sequences) -> tuple[Moves, Rows]:
         """Tables, and the log-likelihood of every step: nothing vanishes that an exponential would lose."""
-        tables = model.transition.tables(data.u, constants.transition)
-        moves = Moves(model.initial.given(data.u, constants.initial), tables, Shared(constants.average))
-        return moves, prepare_rows(model, constants, data)
+        return finite_moves(model, constants, data), prepare_rows(model, constants, data)
 
     def init(self, model: Any, move: Moves, batch: int) -> Best:
         """Log initial probabilities, in float64; ranks below the first are impossible."""

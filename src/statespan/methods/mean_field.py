@@ -144,7 +144,7 @@ class StructuredMeanField(Method):
         """Itself."""
         return belief
 
-    def breadth(self, model: Any) -> int:
+    def breadth(self, model: Any, data: Sequences) -> int:
         """The states of all chains."""
         return sum(model.transition.sizes)
 

@@ -35,21 +35,37 @@ class Rows(NamedTuple):
 
 def prepare_rows(model: Any, constants: Constants, data: Sequences) -> Rows:
     """The log-likelihood of every step; zeros where nothing is observed, minus infinity off a labelled state."""
-    emission, owners, y = model.emission, model.transition.owners, data.y
-    varies = emission.lags or model.transition.autoregressive
-    if varies or y is None or not (data.u is data.states is data.powers is None):
+    emission = model.emission
+    if not _alike(model, data):
         likelihood = prepare_likelihood(model, constants, data)
         log = likelihood.exactly()
         return Rows(Shared(log.flatten(0, 1)), _in_order(data), likelihood.fed)
-    if emission.event.symbols is not None and y.numel() >= emission.event.symbols:
-        every = torch.arange(emission.event.symbols, device=y.device)[:, None]
-        rows, index = emission.log_likelihood(every, None, None, constants.emission)[:, 0], y
+    if sharing(model, data):
+        rows, index = emission.log_likelihood(symbols(emission, data), None, None, constants.emission)[:, 0], data.y
     else:
         rows, index = _packed(emission, constants, data)
     if data.observed is not None:
         there = data.observed if data.observed.dim() == 2 else data.observed.any(-1)
         rows, index = torch.cat([rows, rows.new_zeros(1, rows.shape[1])]), torch.where(there, index, len(rows))
+    owners = None if emission.expanded else model.transition.owners
     return Rows(Shared(rows if owners is None else rows[:, owners]), index, None)
+
+
+def _alike(model: Any, data: Sequences) -> bool:
+    """Whether the likelihood of a step depends on what is observed there alone."""
+    varies = model.emission.lags or model.transition.autoregressive
+    return not varies and data.y is not None and data.u is data.states is data.powers is None
+
+
+def sharing(model: Any, data: Sequences) -> bool:
+    """Whether the rows are symbols, each made once: there are more steps than symbols."""
+    count = model.emission.event.symbols
+    return count is not None and _alike(model, data) and data.y.numel() >= count
+
+
+def symbols(emission: Any, data: Sequences) -> Tensor:
+    """Every symbol as a sequence, (V, 1)."""
+    return torch.arange(emission.event.symbols, device=data.device)[:, None]
 
 
 def _in_order(data: Sequences) -> Tensor:
