@@ -185,6 +185,10 @@ class Method(ABC):
         """Whether a forecast's distribution is exact too, however far ahead."""
         return self.exact(model)
 
+    def foretells(self, model: "statespan.model.StateSpace") -> bool:
+        """Whether a forecast's distribution is by formula, exact or nearly so; else it is that of sampled futures."""
+        return self.exact_ahead(model)
+
     def resume(self, model: "statespan.model.StateSpace", data: Sequences, belief: Any) -> Sequences:
         """The data with what the belief carried in remembers of the observations before them."""
         return data

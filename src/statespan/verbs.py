@@ -212,8 +212,9 @@ def forecast_from(
 
     # What an emission looks back on is known one step ahead, and no further.
     next_one = method.exact(model) and not method.exact_ahead(model)
-    if method.exact_ahead(model) or (next_one and steps == 1):
-        return Forecast(formula(steps, inputs), draws, layout, True)
+    exact = method.exact_ahead(model) or (next_one and steps == 1)
+    if exact or method.foretells(model):
+        return Forecast(formula(steps, inputs), draws, layout, exact)
     each = [d.distribution for d in drawn]
     first = formula(1, tree_map(lambda x: x[:1], inputs)) if next_one else None
     return Forecast(_mean_of(each, (batch, samples)) or Empirical(draws, first), draws, layout, False)

@@ -179,8 +179,10 @@ def test_a_forecast_goes_on_as_the_paths_do():
     gone = torch.full((2, 3), math.nan, dtype=torch.float64)
     truth = enumerated(model, torch.cat([y, gone]))
     ahead = model.forecast(y, steps=2, samples=4000, method=ss.GaussianSum(8))
+    assert_close(ahead.mean, truth.y[4:], **TIGHT)
     error = ahead.samples.std(0) / 4000**0.5
     assert bool(((ahead.samples.mean(0) - truth.y[4:]).abs() < 4.5 * error).all())
+    assert_close(ahead.distribution.variance[0], ahead.samples.var(0), rtol=0.15, atol=0)
     low, high = ahead.quantile([0.1, 0.9])
     assert bool((low < high).all())
     assert ahead.mean.shape == (2, 3)

@@ -309,6 +309,10 @@ class MixtureFilter(Method):
         """With one regime, which is a Kalman filter."""
         return model.transition.states == 1
 
+    def foretells(self, model: Any) -> bool:
+        """Unless jumps look at z: merging keeps means and covariances, and affine moves need no more of them."""
+        return not model.transition.recurrent
+
     def constants(self, model: Any) -> Tree:
         """p(s_1), and the chain's tables."""
         return model.initial.chain.probs(), model.transition.constants()
