@@ -529,26 +529,45 @@ def _tile_addresses(context: Any, builder: Any, kinds: Any, values: Any, lanes: 
     return result
 
 
+def _store_turned(
+    context: Any, builder: Any, source: Any, addresses: list[Any], target: Any, value: Any, base: Any, width: int
+) -> None:
+    """Four numbers at each lane's address to four vectors of lanes from `base` on."""
+    vector, size = ir.VectorType(_element(source.dtype), width), source.dtype.bitwidth // 8
+    rows = [builder.load(a, align=size) for a in addresses]
+    blocks = [_transpose(builder, rows[i : i + 4]) for i in range(0, width, 4)]
+    for j in range(4):
+        parts = [block[j] for block in blocks]
+        while len(parts) > 1:
+            n = parts[0].type.count
+            parts = [_shuffle(builder, parts[i], parts[i + 1], list(range(2 * n))) for i in range(0, len(parts), 2)]
+        place = builder.add(base, ir.IntType(64)(j * width))
+        builder.store(parts[0], _address(context, builder, target, value, place, vector), align=size)
+
+
+def _load_turned(
+    context: Any, builder: Any, target: Any, addresses: list[Any], source: Any, value: Any, base: Any, width: int
+) -> None:
+    """The reverse."""
+    vector, size = ir.VectorType(_element(target.dtype), width), target.dtype.bitwidth // 8
+    columns = []
+    for j in range(4):
+        place = builder.add(base, ir.IntType(64)(j * width))
+        columns.append(builder.load(_address(context, builder, source, value, place, vector), align=size))
+    for i in range(0, width, 4):
+        part = [_shuffle(builder, c, c, list(range(i, i + 4))) for c in columns]
+        for j, row in enumerate(_transpose(builder, part)):
+            builder.store(row, addresses[i + j], align=size)
+
+
 @intrinsic
 def take_tile(typing: Any, source: Any, offsets: Any, column: Any, target: Any, position: Any) -> Any:
     """Four columns of one row for every lane: lane i of vector j becomes source[offsets[i] + column + j]."""
     width = _lanes(source.dtype).width
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        vector = ir.VectorType(_element(source.dtype), width)
-        size = source.dtype.bitwidth // 8
         addresses = _tile_addresses(context, builder, (source, offsets), values, width)
-        rows = [builder.load(a, align=size) for a in addresses]
-        blocks = [_transpose(builder, rows[i : i + 4]) for i in range(0, width, 4)]
-        base = values[4]
-        for j in range(4):
-            parts = [block[j] for block in blocks]
-            while len(parts) > 1:
-                n = parts[0].type.count
-                parts = [_shuffle(builder, parts[i], parts[i + 1], list(range(2 * n))) for i in range(0, len(parts), 2)]
-            place = builder.add(base, ir.IntType(64)(j * width))
-            address = _address(context, builder, target, values[3], place, vector)
-            builder.store(parts[0], address, align=size)
+        _store_turned(context, builder, source, addresses, target, values[3], values[4], width)
         return context.get_dummy_value()
 
     return types.void(source, offsets, types.intp, target, types.intp), code
@@ -560,20 +579,76 @@ def put_tile(typing: Any, target: Any, offsets: Any, column: Any, source: Any, p
     width = _lanes(target.dtype).width
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        vector = ir.VectorType(_element(target.dtype), width)
-        size = target.dtype.bitwidth // 8
-        columns = []
-        for j in range(4):
-            place = builder.add(values[4], ir.IntType(64)(j * width))
-            columns.append(builder.load(_address(context, builder, source, values[3], place, vector), align=size))
         addresses = _tile_addresses(context, builder, (target, offsets), values, width)
-        for i in range(0, width, 4):
-            part = [_shuffle(builder, c, c, list(range(i, i + 4))) for c in columns]
-            for j, row in enumerate(_transpose(builder, part)):
-                builder.store(row, addresses[i + j], align=size)
+        _load_turned(context, builder, target, addresses, source, values[3], values[4], width)
         return context.get_dummy_value()
 
     return types.void(target, offsets, types.intp, source, types.intp), code
+
+
+def _spaced(context: Any, builder: Any, kind: Any, values: Any, lanes: int) -> list[Any]:
+    """Addresses first, first + step, ... of an array, one a lane; the values are the array, first and step."""
+    data = context.make_array(kind)(context, builder, values[0]).data
+    first, step = values[1], values[2]
+    number = ir.IntType(64)
+    return [builder.gep(data, [builder.add(first, builder.mul(step, number(lane)))]) for lane in range(lanes)]
+
+
+@intrinsic
+def gather(typing: Any, source: Any, first: Any, step: Any) -> Any:
+    """Lane i becomes source[first + i step]."""
+    kind = _lanes(source.dtype)
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        result = ir.Constant(context.get_value_type(kind), ir.Undefined)
+        for lane, address in enumerate(_spaced(context, builder, source, values, kind.width)):
+            result = builder.insert_element(result, builder.load(address), ir.Constant(ir.IntType(32), lane))
+        return result
+
+    return kind(source, types.intp, types.intp), code
+
+
+@intrinsic
+def scatter(typing: Any, target: Any, first: Any, step: Any, value: Any) -> Any:
+    """The reverse of `gather`."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        lanes = values[3].type.count
+        for lane, address in enumerate(_spaced(context, builder, target, values, lanes)):
+            builder.store(builder.extract_element(values[3], ir.Constant(ir.IntType(32), lane)), address)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.intp, value), code
+
+
+@intrinsic
+def gather_four(typing: Any, source: Any, first: Any, step: Any, target: Any, position: Any) -> Any:
+    """Four neighbours for every lane: lane i of vector j at `position` becomes source[first + i step + j]."""
+    width = _lanes(source.dtype).width
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        four = ir.VectorType(_element(source.dtype), 4).as_pointer()
+        places = _spaced(context, builder, source, values, width)
+        addresses = [builder.bitcast(x, four) for x in places]
+        _store_turned(context, builder, source, addresses, target, values[3], values[4], width)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, target, types.intp), code
+
+
+@intrinsic
+def scatter_four(typing: Any, target: Any, first: Any, step: Any, source: Any, position: Any) -> Any:
+    """The reverse of `gather_four`: target[first + i step + j] becomes lane i of vector j."""
+    width = _lanes(target.dtype).width
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        four = ir.VectorType(_element(target.dtype), 4).as_pointer()
+        places = _spaced(context, builder, target, values, width)
+        addresses = [builder.bitcast(x, four) for x in places]
+        _load_turned(context, builder, target, addresses, source, values[3], values[4], width)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.intp, source, types.intp), code
 
 
 @intrinsic

@@ -20,7 +20,14 @@ from statespan.methods import Kalman
 from statespan.part import LinearPart
 from statespan.tree import Shared, Tree, leaves, stack, tree_map, unstack
 
-FILTERED, PREDICTED, LAST = 1, 2, 4
+#: What is asked for, as the loops have it.
+FILTERED, PREDICTED, LAST, PAIRS = 1, 2, 4, 8
+
+#: Steps whose matrices are kept at a time.
+CHUNK = 512
+
+#: Fewer series than this are done one by one: most lanes would be empty.
+FEW, LANES = 4, 8
 
 
 def _jit() -> ModuleType:
@@ -62,13 +69,14 @@ def _matrices(prepared: Prepared, start: int) -> Matrices:
 
 
 class _Run(NamedTuple):
-    """What the loops wrote."""
+    """What the loops wrote; of roots that series share there is one, and the last one holds from step `own` on."""
 
     log_prob: Tensor
     filtered: Gaussian | None
     predicted: Gaussian | None
     last: Gaussian | None
     own: int
+    pairs: Tensor | None = None
 
 
 def _empty(*shape: int) -> Tensor:
@@ -80,41 +88,171 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
 
-def _ranges(series: int) -> list[tuple[int, int]]:
-    return lanes.pieces(series, torch.get_num_threads() if series > 1 else 1)
+class _Job(NamedTuple):
+    """Series low ... high - 1 of one group: which group, how many steps, the column of roots they write (-1: none).
+
+    The filtered roots of the steps before `marks` are written from place `mark` on.
+    """
+
+    low: int
+    high: int
+    group: int
+    length: int
+    write: int
+    marks: np.ndarray
+    mark: int
 
 
-def _filter(given: Matrices, start: Gaussian, ends: Tensor, steady: float, wanted: int) -> _Run:
-    """Filter from the predicted belief of the first step; roots that series share are kept once, and unfilled."""
-    length, batch, _ = given.y.shape
-    dim = given.A.shape[-1]
+class _Out(NamedTuple):
+    """What the loops write."""
+
+    log_prob: np.ndarray
+    means: np.ndarray
+    roots: np.ndarray
+    ahead: np.ndarray
+    ahead_roots: np.ndarray
+    last_roots: np.ndarray
+    pairs: np.ndarray
+
+
+class _Loops:
+    """Filters one group after the other in the same room, and smooths it where `smooth` says so."""
+
+    def __init__(self, given: Matrices, start: Gaussian, longest: int, steady: float, smooth: bool, wanted: int):
+        self.matrices = [_array(x) for x in given]
+        self.mean, self.root = _array(start.mean), _array(start.scale)
+        still = all(len(x) == 1 for x in (given.A, given.q, given.C, given.r))
+        self.steady, self.smooth, self.wanted, self.jit = steady if still else 0.0, smooth, wanted, _jit()
+        self.chunk, self.dim, outputs = min(longest, CHUNK), given.A.shape[-1], given.y.shape[-1]
+        self.wide, high = -(-self.dim // LANES) * LANES, -(-outputs // LANES) * LANES
+        matrix = self.dim * self.wide
+        self.kept = np.empty((longest if smooth else self.chunk) * matrix)
+        sizes = (matrix, self.dim * high, outputs * high, outputs * self.wide, 1, outputs * (outputs + 1))
+        self.steps = [*(np.empty(self.chunk * size) for size in sizes), np.empty(self.chunk, np.int64)]
+        self.back = [np.empty(self.chunk * matrix if smooth else 0) for _ in range(2)]
+
+    def run(self, job: _Job, out: _Out) -> int:
+        """One group; how many steps have roots of their own."""
+        A, _, q, C, r, _ = self.matrices
+        X, after = np.zeros((2, self.dim, self.wide))
+        X[:, : self.dim] = self.root[job.group if len(self.root) > 1 else 0].T
+        now, asked = self._begin(job), 0 if self.smooth or job.write < 0 else self.wanted
+        t0, t1, own = 0, 0, job.length
+        while t1 < job.length:
+            t0 = t1
+            steps, settled = self.jit.forward_covariances(
+                A, q, C, r, job.group, t0, min(self.chunk, job.length - t0), self.steady, X, after, *self.steps,
+                self.kept, 0 if self.smooth else t0, asked, out.roots, out.ahead_roots, job.marks, job.mark,
+                out.last_roots,
+            )  # fmt: skip
+            t1 = t0 + steps
+            if settled:
+                own, t1 = t1, job.length
+            self._means(job, now, t0, t1, t0, own - 1, out)
+        if self.wanted & LAST:
+            out.last_roots[job.mark : job.mark + len(job.marks)][job.marks > own] = after[:, : self.dim].T
+        if self.smooth:
+            if job.write >= 0:
+                out.roots[job.length - 1, job.write] = after[:, : self.dim].T
+            for begin in range(t0, -1, -self.chunk):
+                end = min(begin + self.chunk if begin < t0 else job.length, job.length - 1)
+                self.jit.backward_covariances(
+                    A, q, job.group, begin, end, own, self.steady, after, self.kept, *self.back, job.write, out.roots,
+                    bool(self.wanted & PAIRS), out.pairs,
+                )  # fmt: skip
+                self._means(job, now, begin, begin, end, own - 1, out)
+        return own
+
+    def _begin(self, job: _Job) -> np.ndarray:
+        """The means of the start, as the loops over means have them."""
+        mean = self.mean[job.low : job.high]
+        if len(mean) < FEW:
+            return np.pad(mean, [(0, 0), (0, self.wide - self.dim)])
+        rows = np.pad(mean, [(0, -len(mean) % LANES), (0, 0)])
+        return np.ascontiguousarray(rows.reshape(-1, LANES, self.dim).transpose(0, 2, 1))
+
+    def _means(self, job: _Job, now: np.ndarray, t0: int, t1: int, end: int, filled: int, out: _Out) -> None:
+        """Filtered means of the steps t0 ... t1 - 1, then smoothed ones of the steps end - 1 ... t0."""
+        _, b, *_, y = self.matrices
+        given = (t0, t1, end, filled, b, y, *self.steps, *self.back)
+        written = (self.wanted, out.log_prob, out.means, out.ahead)
+        if job.high - job.low >= FEW:
+            self.jit.many_series(job.low, job.high, *given, now, *written)
+            return
+        for s, row in zip(range(job.low, job.high), now, strict=True):
+            self.jit.one_series(s, *given, row, *written)
+
+
+def _run(given: Matrices, start: Gaussian, ends: Tensor, steady: float, wanted: int, smooth: bool = False) -> _Run:
+    """Filters from the predicted belief of the first step; with `smooth` the smoothed moments stand for the filtered.
+
+    Series that share covariances are cut into pieces for the threads; the first piece writes the roots that all share.
+    """
+    length, batch, dim = given.y.shape[0], given.y.shape[1], given.A.shape[-1]
     shared = given.shared and start.scale.shape[0] == 1
-    groups = 1 if shared else batch
+    if smooth and shared and bool((ends != ends[0]).any()):
+        return _by_length(given, start, ends, steady, wanted)
+    distinct, of = ends.unique(return_inverse=True) if shared else (ends, torch.arange(batch))
+    marks = distinct.numpy() if wanted & LAST else np.zeros(0, np.int64)
+    threads, steps = torch.get_num_threads(), int(ends[0])
+    if shared:
+        columns = 1
+        cut = enumerate(lanes.pieces(batch, threads))
+        jobs = [
+            _Job(*piece, 0, steps if smooth else length, -bool(i), marks[: 0 if i else None], 0) for i, piece in cut
+        ]
+    else:
+        columns = batch
+        each = enumerate(ends.tolist())
+        jobs = [_Job(s, s + 1, s, end if smooth else length, s, marks[s : s + 1], s) for s, end in each]
+    wanted |= FILTERED * bool(wanted & LAST)
+    blank = smooth and not shared
 
-    def kept(bit: int) -> tuple[Tensor, Tensor]:
-        size, steps = (batch, length) if wanted & bit else (0, 0)
-        return _empty(steps, size, dim), _empty(steps, groups, dim, dim)
+    def kept(asked: int, *shape: int) -> Tensor:
+        x = _empty(*shape) if asked else _empty(0, *shape[1:])
+        return x.zero_() if blank else x
 
-    (means, roots), (ahead, ahead_roots) = kept(FILTERED), kept(PREDICTED)
-    count = batch if wanted & LAST else 0
-    last, last_root, log_prob = _empty(count, dim), _empty(count, dim, dim), _empty(length, batch)
-    arrays = [_array(x) for x in (*given, start.mean, start.scale)]
-    ends_array = _array(ends)
-    out = [x.numpy() for x in (means, roots, ahead, ahead_roots, last, last_root)]
-    ranges, jit = _ranges(batch), _jit()
-    own = [length] * len(ranges)
+    log_prob, rows = _empty(length, batch), (length, columns, dim, dim)
+    means, roots = kept(wanted & FILTERED, length, batch, dim), kept(wanted & FILTERED, *rows)
+    ahead, ahead_roots = kept(wanted & PREDICTED, length, batch, dim), kept(wanted & PREDICTED, *rows)
+    last_roots, pairs = _empty(len(marks), dim, dim), kept(wanted & PAIRS, length - 1, columns, dim, dim)
+    out = _Out(*(x.numpy() for x in (log_prob, means, roots, ahead, ahead_roots, last_roots, pairs)))
+    parts, own = lanes.pieces(len(jobs), threads if shared else 4 * threads), [length]
 
     def some(i: int) -> None:
-        own[i] = jit.filter_series(*ranges[i], shared, *arrays, ends_array, steady, log_prob.numpy(), wanted, *out)
+        loops = _Loops(given, start, length, steady, smooth, wanted)
+        for job in jobs[slice(*parts[i])]:
+            own[0] = loops.run(job, out)
 
-    lanes.parallel(some, len(ranges))
+    lanes.parallel(some, len(parts))
     return _Run(
         log_prob,
         Gaussian(means, roots) if wanted & FILTERED else None,
         Gaussian(ahead, ahead_roots) if wanted & PREDICTED else None,
-        Gaussian(last, last_root) if wanted & LAST else None,
+        Gaussian(means[ends - 1, torch.arange(batch)], last_roots[of]) if len(marks) else None,
         own[0],
+        pairs if wanted & PAIRS else None,
     )
+
+
+def _by_length(given: Matrices, start: Gaussian, ends: Tensor, steady: float, wanted: int) -> _Run:
+    """Smooths series that share covariances and end at unlike times: those that end together have the same roots."""
+    (length, batch, _), dim = given.y.shape, given.A.shape[-1]
+    log_prob, means = torch.zeros(length, batch).double(), torch.zeros(length, batch, dim).double()
+    distinct, of = ends.unique(return_inverse=True)
+    roots = torch.zeros(length, len(distinct), dim, dim).double()
+    pairs = torch.zeros(length - 1 if wanted & PAIRS else 0, len(distinct), dim, dim).double()
+    for i, end in enumerate(distinct.tolist()):
+        there = of == i
+        some = Matrices(*[x[:end, there] if x.shape[1] == batch else x[:end] for x in given])
+        run = _run(some, Gaussian(start.mean[there], start.scale), ends[there], steady, wanted, smooth=True)
+        assert run.filtered is not None
+        log_prob[:end, there], means[:end, there] = run.log_prob, run.filtered.mean
+        roots[:end, i] = run.filtered.scale[:, 0]
+        if run.pairs is not None:
+            pairs[: end - 1, i] = run.pairs[:, 0]
+    smoothed = Gaussian(means, roots[:, of])
+    return _Run(log_prob, smoothed, None, None, length, pairs[:, of] if wanted & PAIRS else None)
 
 
 class _LogProb(torch.autograd.Function):
@@ -122,7 +260,7 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, steady: float, ends: Tensor, mean: Tensor, root: Tensor, *given: Tensor) -> Tensor:
-        found = _filter(Matrices(*given), Gaussian(mean, root), ends, steady, PREDICTED)
+        found = _run(Matrices(*given), Gaussian(mean, root), ends, steady, PREDICTED)
         assert found.predicted is not None
         ctx.own = found.own
         ctx.save_for_backward(mean, root, *found.predicted, *given)
@@ -135,7 +273,7 @@ class _LogProb(torch.autograd.Function):
         given, jit = Matrices(*rest), _jit()
         shared = given.shared and root.shape[0] == 1
         batch = given.y.shape[1]
-        ranges = _ranges(batch)
+        ranges = lanes.pieces(batch, torch.get_num_threads())
         named = ("A", "b", "q", "C", "r")
         zeros = lambda x: x.new_zeros(x.shape)  # noqa: E731  (in rows, whatever the order of x)
         totals = [{name: zeros(getattr(given, name)) for name in named} for _ in ranges]
@@ -190,40 +328,6 @@ def _settle_first(
     return steps, None
 
 
-def _smooth(given: Matrices, filtered: Gaussian, own: int, ends: Tensor, steady: float, pairs: bool) -> tuple:
-    """Means (T, B, D), roots (T, G, D, D) and lag-one covariances (T - 1, G, D, D), in place of the filtered means.
-
-    G is the number of series, or 1 where all share them.
-    """
-    length, batch, dim = filtered.mean.shape
-    shared = given.shared and filtered.scale.shape[1] == 1
-    whole, of = shared and bool((ends == length).all()), None
-    if whole:  # the first piece keeps the roots of all
-        jobs = [(np.arange(*piece), 0, -1 if i else 0, length) for i, piece in enumerate(_ranges(batch))]
-    elif shared:  # series that end together have the same roots
-        distinct, of = ends.unique(return_inverse=True)
-        jobs = [((of == i).nonzero()[:, 0].numpy(), 0, i, end) for i, end in enumerate(distinct.tolist())]
-    else:
-        jobs = [(np.array([i]), i, i, end) for i, end in enumerate(ends.tolist())]
-    columns = 1 if whole else len(jobs)
-    roots, joined = _empty(length, columns, dim, dim), _empty(length - 1 if pairs else 0, columns, dim, dim)
-    if not whole:
-        roots.zero_()
-        joined.zero_()
-    arrays = [_array(x) for x in (given.A, given.b, given.q, filtered.mean, filtered.scale)]
-    jit = _jit()
-
-    def some(i: int) -> None:
-        members, g, write, end = jobs[i]
-        out = roots.numpy(), pairs, joined.numpy()
-        jit.smooth_group(members, g, write, *arrays, own, end, steady, *out)
-
-    lanes.parallel(some, len(jobs))
-    if of is not None:
-        roots, joined = roots[:, of], joined[:, of]
-    return filtered.mean, roots, joined
-
-
 @register(Kalman, LinearPart, keeps=("predicted", "filtered", "last", "log_prob", "smoothed", "pairs"))
 def kalman(
     model: Any, method: Kalman, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
@@ -253,20 +357,20 @@ def kalman(
         return None
     if steps and "smoothed" in keep:
         return None
-    wanted = (
-        FILTERED * bool(keep & {"filtered", "smoothed"}) + PREDICTED * ("predicted" in keep) + LAST * ("last" in keep)
-    )
-    run = _filter(given, Gaussian(start.mean.double(), root), ends - done, method.steady, wanted)
-    log_prob = torch.cat([*(step.log_prob[None] for step in steps), run.log_prob + constant])
-
+    begun = Gaussian(start.mean.double(), root)
+    constants = [step.log_prob[None] for step in steps]
     if "smoothed" in keep:
+        run = _run(given, begun, ends, method.steady, FILTERED | PAIRS * ("pairs" in keep), smooth=True)
         assert run.filtered is not None
-        mean, *spread = _smooth(given, run.filtered, run.own, ends, method.steady, "pairs" in keep)
-        scale, pairs = (x.to(dtype).expand(-1, batch, -1, -1) for x in spread)
-        smoothed: Any = Gaussian(mean.to(dtype), scale)
+        mean, scale = run.filtered.mean.to(dtype), run.filtered.scale.to(dtype).expand(-1, batch, -1, -1)
+        smoothed: Any = Gaussian(mean, scale)
         if start.factor is not None:
-            smoothed = Diffuse(mean.to(dtype), scale, start.factor.new_zeros(length, *start.factor.shape))
-        return Trace(smoothed=smoothed, pairs=pairs if "pairs" in keep else None, log_prob=log_prob)
+            smoothed = Diffuse(mean, scale, start.factor.new_zeros(length, *start.factor.shape))
+        pairs = None if run.pairs is None else run.pairs.to(dtype).expand(-1, batch, -1, -1)
+        return Trace(smoothed=smoothed, pairs=pairs, log_prob=run.log_prob + constant)
+    wanted = FILTERED * ("filtered" in keep) + PREDICTED * ("predicted" in keep) + LAST * ("last" in keep)
+    run = _run(given, begun, ends - done, method.steady, wanted)
+    log_prob = torch.cat([*constants, run.log_prob + constant])
 
     def whole(name: str, rest: Gaussian | None) -> Any:
         if rest is None:
