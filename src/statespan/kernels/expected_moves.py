@@ -80,7 +80,7 @@ def _expected_moves(
     predicted, table, likelihood = (x.detach() for x in (predicted, table, likelihood))
     weights = likelihood.new_ones(batch) if weights is None else weights.detach().to(likelihood.dtype).contiguous()
     if which is None:
-        which, rows = torch.empty(0, 0, dtype=torch.int64), likelihood.reshape(-1, K)
+        which, rows = torch.empty(0, 0, dtype=torch.int64), likelihood.reshape(-1, K).contiguous()
     else:
         # Whole halves of vectors: rows that are read many times are worth it.
         half = 32 // likelihood.element_size()
