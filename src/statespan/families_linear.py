@@ -1,6 +1,7 @@
-"""The linear Gaussian model by its matrices."""
+"""The linear Gaussian model by its matrices, and linear stochastic differential equations seen at irregular times."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,11 +10,16 @@ from torch import Tensor, nn
 from statespan.errors import StatespanError
 from statespan.model import StateSpace
 from statespan.part import seeded
+from statespan.parts.continuous import Continuous, Matern
 from statespan.parts.gaussian_initial import DiffuseStart, NormalStart, StationaryStart
 from statespan.parts.linear import Linear, Scheduled, factor
 
 APPROXIMATE = 1e6
 """The variance that stands for not knowing where an approximately diffuse start is."""
+
+
+PRIOR = ("prior_scale", "degrees", "matrix_strength", "prior_matrix")
+"""What a prior on a matrix and its noise says (see `Linear`)."""
 
 
 def linear_gaussian(
@@ -31,6 +37,9 @@ def linear_gaussian(
     observation_inputs: Any = None,
     state_offset: Any = None,
     observation_offset: Any = None,
+    stable: float | None = None,
+    state_prior: Mapping[str, Any] | None = None,
+    observation_prior: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     seed: int | None = None,
@@ -59,6 +68,9 @@ def linear_gaussian(
         observation_inputs: F, (E, U).
         state_offset: b, (D,) or (S, D).
         observation_offset: d, (E,) or (S, E).
+        stable: a bound that the spectral radius of A is kept at or below in every fit, such as 0.999 (see `Linear`).
+        state_prior: a prior on A and Q, the arguments of `Linear`: `{"prior_scale": 0.1, "matrix_strength": 5.0}`.
+        observation_prior: likewise on C and R.
         dtype: float64 unless you say otherwise.
         device: where the parameters lie.
         seed: makes the random start repeatable.
@@ -111,14 +123,148 @@ def linear_gaussian(
     start = 0.9 * torch.eye(size) if a is None else _square(a, "dynamics")
     with seeded(seed):
         seen = torch.randn(width, size) if c is None else c
-        transition = _part(size, size, u, (start, b, kept), moved)
-        emission = _part(size, width, u, (seen, d, noise), shown)
+        transition = _part(size, size, u, (start, b, kept), moved, {"stable": stable, **(state_prior or {})})
+        emission = _part(size, width, u, (seen, d, noise), shown, observation_prior or {})
     model = StateSpace(_initial(initial, transition, m, spread), transition, emission)
     return model.to(device=device, dtype=dtype or torch.float64)
 
 
+def continuous(
+    drift: Any,
+    gain: Any = None,
+    density: Any = None,
+    observed: int | None = None,
+    observation: Any = None,
+    observation_noise: Any = None,
+    observation_offset: Any = None,
+    initial_mean: Any = None,
+    initial_covariance: Any = None,
+    initial: Any = "known",
+    column: int = 0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    seed: int | None = None,
+) -> StateSpace:
+    r"""A linear stochastic differential equation seen at irregular times.
+
+    dz = F z dt + L dw with E[dw dw'] = Q_c dt, y_t = C z_t + d + N(0, R), z_1 ~ N(m, P).
+
+    The gaps are an input: `model.log_prob(y, inputs=gaps)`, with the time since the last step for every step; that of
+    the first is not used. From times it is `numpy.diff(times, prepend=times[0])`. A forecast takes those to come as
+    `future=`.
+
+    Args:
+        drift: F, (D, D), per unit of the gaps.
+        gain: L, (D, M); None: the identity.
+        density: Q_c, (M, M), a covariance per unit of time; None: the identity.
+        observed: E.
+        observation: C, (E, D).
+        observation_noise: R, (E, E), a covariance.
+        observation_offset: d, (E,).
+        initial_mean: m, (D,).
+        initial_covariance: P, (D, D).
+        initial: as of `linear_gaussian`: "known", "stationary" (F must be stable), "diffuse", "approximate", or a part.
+        column: of the inputs, which one is the gap.
+        dtype: float64 unless you say otherwise.
+        device: where the parameters lie.
+        seed: makes the random start repeatable.
+
+    Raises:
+        StatespanError: shapes that do not agree, values that are not finite, no covariance.
+
+    Source:
+        Sarkka and Solin, Applied Stochastic Differential Equations 2019, chapters 6 and 10; Van Loan 1978.
+
+    Example:
+        >>> import statespan as ss
+        >>> walk = ss.continuous(drift=[[0.0]], observation=[[1.0]], initial="diffuse")
+        >>> walk.smooth([0.0, None, 3.0], inputs=[0.0, 1.0, 2.0]).mean[1].item()
+        1.0
+    """
+    f = _square(_needed(_matrix(drift, "drift", 2), "drift"), "drift")
+    size = len(f)
+    given = torch.eye(size, dtype=torch.float64) if gain is None else _needed(_matrix(gain, "gain", 2), "gain")
+    if len(given) != size:
+        raise StatespanError(f"continuous(gain=) has {len(given)} rows where drift has {size}; give (D, M)")
+    if density is not None:
+        root = _roots(_needed(_matrix(density, "density", 2), "density"), "density")
+        if len(root) != given.shape[1]:
+            raise StatespanError(f"continuous(density=) is {len(root)} wide where gain has {given.shape[1]} columns")
+        given = given @ root
+    seen = linear_gaussian(
+        size,
+        observed,
+        observation=observation,
+        observation_noise=observation_noise,
+        observation_offset=observation_offset,
+        initial_mean=initial_mean,
+        initial_covariance=initial_covariance,
+        seed=seed,
+    )
+    transition = Continuous(size, given.shape[1], column).double()
+    with torch.no_grad():
+        transition.drift.copy_(f)
+        transition.gain.copy_(given)
+    start = seen.initial
+    spread = None if initial_covariance is None else start.scale.detach()
+    model = StateSpace(_initial(initial, transition, start.mean.detach(), spread), transition, seen.emission)
+    return model.to(device=device, dtype=dtype or torch.float64)
+
+
+def _needed(x: Tensor | None, name: str) -> Tensor:
+    if x is None:
+        raise StatespanError(f"continuous needs {name}, a matrix")
+    return x
+
+
+def matern(
+    smoothness: float = 1.5, length: float = 1.0, variance: float = 1.0, noise: float = 1.0, column: int = 0
+) -> StateSpace:
+    r"""Gaussian process regression in linear time: f with a Matern kernel, y_t = f(time_t) + d + N(0, noise).
+
+    The gaps between the times are an input, as `continuous` takes them; times may repeat. log_prob is that of the
+    dense process, the smoothed state's first coordinate is the posterior of f, and `fit(y, by=ss.LBFGS())`
+    finds length, variance, noise and d.
+
+    Args:
+        smoothness: 0.5, 1.5, 2.5 ...
+        length: the length scale, in units of the gaps.
+        variance: of f.
+        noise: the variance of the observation's noise.
+        column: of the inputs, which one is the gap.
+
+    Raises:
+        StatespanError: a smoothness that is no half-integer, or what is not positive.
+
+    Source:
+        Hartikainen and Sarkka, Kalman filtering and smoothing solutions to temporal Gaussian process regression models,
+        2010.
+
+    Example:
+        >>> import statespan as ss
+        >>> model = ss.matern(smoothness=2.5, length=3.0)
+        >>> model.smooth([0.1, 0.4, None, 0.2], inputs=[0.0, 0.3, 1.5, 0.2]).mean.shape
+        torch.Size([4, 3])
+    """
+    if not (length > 0 and variance > 0 and noise >= 0):
+        raise StatespanError(f"matern(length={length:g}, variance={variance:g}, noise={noise:g}): use more than 0")
+    transition = Matern(smoothness, column).double()
+    emission = Linear(transition.event.dim or 1, 1).double()
+    emission.matrix.requires_grad_(False)
+    with torch.no_grad():
+        transition.log_length.fill_(math.log(length))
+        transition.log_variance.fill_(math.log(variance))
+        emission.scale.fill_(noise**0.5)
+    return StateSpace(StationaryStart(transition), transition, emission)
+
+
 def _part(
-    size: int, width: int, controls: int, given: tuple[Tensor, Tensor | None, Tensor | None], control: Tensor | None
+    size: int,
+    width: int,
+    controls: int,
+    given: tuple[Tensor, Tensor | None, Tensor | None],
+    control: Tensor | None,
+    options: Mapping[str, Any],
 ) -> Linear | Scheduled:
     """A part with these values: `Scheduled` where one of them changes in time."""
     steps = [1 if x is None or x.dim() == rank else len(x) for x, rank in zip(given, (2, 1, 2), strict=True)]
@@ -132,7 +278,12 @@ def _part(
             "linear_gaussian: a part that changes in time takes the step as its input and no other; "
             "put what the inputs add into an offset of each step"
         )
-    part = Scheduled(size, width, steps) if varies else Linear(size, width, controls)
+    if varies and any(value is not None for value in options.values()):
+        raise StatespanError("linear_gaussian: a part that changes in time takes no prior and no bound; leave them out")
+    unknown = sorted(set(options) - {"stable", *PRIOR})
+    if unknown:
+        raise StatespanError(f"linear_gaussian: a prior says {', '.join(PRIOR)}, not {unknown[0]}")
+    part = Scheduled(size, width, steps) if varies else Linear(size, width, controls, **options)
     part = part.to(torch.float64)
     with torch.no_grad():
         for target, value in zip((part.matrix, part.offset, part.scale), given, strict=True):

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
@@ -129,7 +130,8 @@ def sample_posterior(
 
 def ahead(future: Any, layout: Layout, steps: int, like: Tensor) -> Tensor:
     """Inputs to come as (steps, B, U)."""
-    value = torch.as_tensor(future).to(device=like.device)
+    given = future if isinstance(future, Tensor) else np.asarray(future)  # torch would read a list in single precision
+    value = torch.as_tensor(given).to(device=like.device)
     value = value.to(like) if value.is_floating_point() and like.is_floating_point() else value
     value = value[None] if layout.single else value
     if value.dim() != 3 or value.shape[:2] != (len(layout.lengths), steps):

@@ -106,8 +106,8 @@ class StationaryStart(Part, GaussianInitial, Generative):
     r"""z_1 ~ the distribution that the dynamics keep: mean = A mean + b, P = A P A' + Q.
 
     Args:
-        transition: the move whose stationary distribution it is; shared with the model, so it has no parameters of its
-            own and a gradient goes through it. Inputs are left out.
+        transition: the move whose stationary distribution it is, `Linear` or `Continuous`; shared with the model, so it
+            has no parameters of its own and a gradient goes through it. Inputs are left out.
 
     Raises:
         StatespanError: the dynamics are not stable (when the start is asked for).
@@ -129,7 +129,7 @@ class StationaryStart(Part, GaussianInitial, Generative):
     def gaussian(self, batch: int) -> Gaussian:
         """The belief about z_1 for `batch` sequences."""
         move: Any = self.transition
-        mean, scale = stationary(move.matrix, move.offset, root(move.scale))
+        mean, scale = stationary(*move.still())
         return Gaussian(mean.expand(batch, -1), scale.expand(batch, -1, -1))
 
     def forward(self, shape: tuple[int, ...], u: Tree = None) -> MultivariateNormal:

@@ -10,6 +10,7 @@ from torch.distributions import MultivariateNormal
 
 from statespan.errors import StatespanError
 from statespan.part import Affine, Generative, LinearPart, Part
+from statespan.parts.priors import MatrixNormalInverseWishart
 from statespan.sequences import Event
 from statespan.tree import Tree
 
@@ -93,6 +94,11 @@ def root(scale: Tensor) -> Tensor:
     return torch.where(triangle.diagonal(dim1=-2, dim2=-1)[..., None, :] < 0, -triangle, triangle)
 
 
+def radius(matrix: Tensor) -> Tensor:
+    """The spectral radius of a square matrix."""
+    return torch.linalg.eigvals(matrix).abs().max()
+
+
 def apply(matrix: Tensor, x: Tensor) -> Tensor:
     """A x: (E, D) or (..., E, D) and (..., D) to (..., E)."""
     return x @ matrix.mT if matrix.dim() == 2 else (matrix @ x[..., None])[..., 0]
@@ -132,33 +138,73 @@ class Regression(NamedTuple):
 class Linear(Part, LinearPart, Generative):
     r"""x -> A x + B u + b + scale e: a move of the state, or an observation of it.
 
+    A prior is a normal-inverse-Wishart: on the noise's covariance Q, p(Q) ~ |Q|^(-(nu + E + 1) / 2) exp(-tr(Psi Q^-1) /
+    2), and on A given Q, rows about M with covariance Q and the columns' precision K. Every fit then maximises
+    log p(y) plus `log_prior()`, EM in closed form.
+
+    With `stable` the spectral radius of A is kept at that bound or below. The gradient moves `matrix` freely and what
+    acts is `stable_matrix`, the matrix shrunk to the bound where it lies outside. EM's step is cut: of the point where
+    the way from the old A to the new one leaves the region, and the new A shrunk, the one is taken under which the data
+    are more likely. The first never does worse than the old A, as what EM maximises is concave in A: EM stays monotone.
+
     Args:
         inputs: D, the width of x.
         outputs: E, the width of the result; None means the same (a move).
         controls: U, the width of the inputs u that act on it; 0 leaves B away.
+        stable: the bound on the spectral radius, such as 0.999; None: there is none.
+        prior_scale: Psi, (E, E), or a number for that times the identity; None is no prior on Q.
+        degrees: nu; E + 2 unless you say otherwise: then Psi is the covariance expected a priori.
+        matrix_strength: K, one number or one for each column of A; each counts as that many observations of an x of
+            size one. 0 is no prior on A.
+        prior_matrix: M, (E, D), or a number for that times the identity.
 
     Raises:
-        StatespanError: it takes inputs, and the data have none or of another width.
+        StatespanError: it takes inputs, and the data have none or of another width; a bound or a prior that is none.
 
     Source:
-        Kalman 1960; Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, section 6.3.
+        Kalman 1960; Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, section 6.3; the prior: Rossi, Allenby
+        and McCulloch 2005, section 2.8.5.
 
     Example:
         >>> Linear(2).matrix.shape
         torch.Size([2, 2])
+        >>> Linear(1, stable=0.9).stable_matrix.item()
+        0.9
     """
 
     event: Event
     control: nn.Parameter | None
 
-    def __init__(self, inputs: int, outputs: int | None = None, controls: int = 0):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int | None = None,
+        controls: int = 0,
+        stable: float | None = None,
+        prior_scale: Any = None,
+        degrees: float | None = None,
+        matrix_strength: Any = 0.0,
+        prior_matrix: Any = 0.0,
+    ):
         super().__init__()
         outputs = inputs if outputs is None else outputs
-        self.event, self.controls = Event(1, None, outputs), controls
+        if stable is not None and not (outputs == inputs and 0 < stable <= 1):
+            raise StatespanError(f"Linear({inputs}, {outputs}, stable={stable}): a bound of 0 to 1, on a square matrix")
+        self.event, self.controls, self.stable = Event(1, None, outputs), controls, stable
+        self.prior = MatrixNormalInverseWishart.check(
+            inputs, outputs, prior_scale, degrees, matrix_strength, prior_matrix
+        )
         self.matrix = nn.Parameter(torch.eye(outputs, inputs))
         self.offset = nn.Parameter(torch.zeros(outputs))
         self.scale = nn.Parameter(torch.eye(outputs))
         self.register_parameter("control", nn.Parameter(torch.zeros(outputs, controls)) if controls else None)
+
+    def recipe(self) -> tuple[tuple, dict[str, Any]]:
+        """Sizes, the bound and the prior."""
+        outputs, inputs = self.matrix.shape
+        prior = self.prior.arguments() if self.prior.extra(outputs) else {}
+        stable = {} if self.stable is None else {"stable": self.stable}
+        return (inputs, outputs, self.controls), {**stable, **prior}
 
     @property
     def covariance(self) -> Tensor:
@@ -166,12 +212,30 @@ class Linear(Part, LinearPart, Generative):
         scale = root(self.scale)
         return scale @ scale.mT
 
+    @property
+    def stable_matrix(self) -> Tensor | None:
+        """A, shrunk to the bound on its spectral radius; None where there is none."""
+        if self.stable is None:
+            return None
+        size = radius(self.matrix)
+        return self.matrix if float(size.detach()) <= self.stable else self.matrix * (self.stable / size)
+
+    def still(self) -> Affine:
+        """A, b and scale, as without inputs."""
+        matrix = self.stable_matrix
+        return Affine(self.matrix if matrix is None else matrix, self.offset, root(self.scale))
+
     def affine(self, u: Tree) -> Affine:
         """A, b + B u and scale."""
-        offset = self.offset
-        if self.control is not None:
-            offset = offset + inputs_of(u, self.controls, self) @ self.control.mT
-        return Affine(self.matrix, offset, root(self.scale))
+        affine = self.still()
+        if self.control is None:
+            return affine
+        return affine._replace(offset=self.offset + inputs_of(u, self.controls, self) @ self.control.mT)
+
+    def log_prior(self) -> Tensor | float:
+        """The prior's log-density of A and the noise's covariance, up to a constant; 0 without one."""
+        affine = self.still()
+        return self.prior.log(affine.matrix, affine.scale)
 
     def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
         """The distribution of the result given x = z."""
@@ -199,7 +263,7 @@ class Linear(Part, LinearPart, Generative):
 
     @torch.no_grad()
     def maximize(self, stats: Regression) -> None:
-        """Least squares for what is free among A, b and B, given the rest; then the noise about it.
+        """Least squares for what is free among A, b and B, given the rest and the prior; then the noise about it.
 
         Source:
             Shumway and Stoffer 1982; Ghahramani and Hinton 1996; with held coefficients, Wu, Pai and Hosking 1996.
@@ -212,16 +276,54 @@ class Linear(Part, LinearPart, Generative):
         weight = torch.cat(blocks, -1)
         at = torch.cat([torch.full((block.shape[1],), here) for block, here in zip(blocks, free, strict=True)])
         at = at.to(weight.device)
-        if bool(at.any()):
-            rest = stats.yx[:, at] - weight[:, ~at] @ stats.xx[~at][:, at]
+        size = self.matrix.shape[1]
+        # The prior on A is `strength` more observations of M.
+        extra = torch.nn.functional.pad(self.prior.strength.to(weight), (0, weight.shape[1] - size))
+        xx, yx = stats.xx + torch.diag(extra), stats.yx.clone()
+        yx[:, :size] += self.prior.mean.to(weight) * extra[:size]
+
+        def solve(at: Tensor) -> None:
+            rest = yx[:, at] - weight[:, ~at] @ xx[~at][:, at]
             # A direction that the states never took says nothing of its coefficients: the shortest fit.
-            weight[:, at] = rest @ torch.linalg.pinv(stats.xx[at][:, at], hermitian=True)
+            weight[:, at] = rest @ torch.linalg.pinv(xx[at][:, at], hermitian=True)
+
+        if bool(at.any()):
+            before = self.still().matrix
+            solve(at)
+            if self.stable is not None and float(radius(weight[:, :size])) > self.stable:
+                at[:size] = False  # what else is free follows the cut A
+                curvature = xx[:size, :size]
+                if bool(at.any()):
+                    curvature = (
+                        curvature - xx[:size, at] @ torch.linalg.pinv(xx[at][:, at], hermitian=True) @ xx[at, :size]
+                    )
+                weight[:, :size] = self._inside(before, weight[:, :size], curvature)
+                if bool(at.any()):
+                    solve(at)
         for block, new in zip(blocks, weight.split([block.shape[1] for block in blocks], -1), strict=True):
             block.copy_(new)
         if self.scale.requires_grad:
             cross = weight @ stats.yx.mT
-            noise = (stats.yy - cross - cross.mT + weight @ stats.xx @ weight.mT) / stats.weight
+            noise = stats.yy - cross - cross.mT + weight @ stats.xx @ weight.mT + self.prior.scatter(weight[:, :size])
+            noise = noise / (stats.weight + self.prior.extra(len(noise)))
             self.scale.copy_(factor(0.5 * (noise + noise.mT)))
+
+    def _inside(self, before: Tensor, best: Tensor, curvature: Tensor) -> Tensor:
+        """The better of two stable matrices: where the way to the best one leaves the region, and it shrunk."""
+        low, high, bound = 0.0, 1.0, self.stable or 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            if float(radius(before + middle * (best - before))) <= bound:
+                low = middle
+            else:
+                high = middle
+        inverse_noise = torch.linalg.pinv(self.covariance, hermitian=True)
+
+        def loss(matrix: Tensor) -> float:
+            off = matrix - best
+            return float((inverse_noise * (off @ curvature @ off.mT)).sum())
+
+        return min(before + low * (best - before), best * (bound / radius(best)), key=loss)
 
 
 class Scheduled(Part, LinearPart, Generative):

@@ -141,3 +141,69 @@ class NormalInverseWishart(NamedTuple):
         value = value - (self.psi(mean) * inverse[each]).sum() / 2
         off = mean - self.location(mean)
         return value - self.mean_strength * torch.einsum("kd,kde,ke->", off, inverse, off) / 2
+
+
+class MatrixNormalInverseWishart(NamedTuple):
+    """A prior on a regression: on the noise's covariance Q if there is a `scale`, on the matrix A if a strength.
+
+    log p = -(nu + E + 1) / 2 log |Q| - tr(Psi Q^-1) / 2 - r / 2 log |Q| - tr(Q^-1 (A - M) K (A - M)') / 2, with r the
+    rank of K: an inverse Wishart, and given Q a matrix normal of rows with covariance Q and columns with K^-1.
+
+    Source:
+        Rossi, Allenby and McCulloch, Bayesian Statistics and Marketing 2005, section 2.8.5; Murphy, Machine Learning: A
+        Probabilistic Perspective 2012, section 4.6.
+    """
+
+    scale: Tensor | None
+    degrees: float
+    strength: Tensor
+    mean: Tensor
+
+    @staticmethod
+    def check(
+        inputs: int, outputs: int, scale: Any, degrees: float | None, strength: Any, mean: Any
+    ) -> "MatrixNormalInverseWishart":
+        """From what a user says."""
+        degrees = float(outputs + 2) if degrees is None else float(degrees)
+        psi = None if scale is None else torch.as_tensor(scale, dtype=torch.float64)
+        if psi is not None:
+            psi = psi * torch.eye(outputs, dtype=torch.float64) if psi.dim() == 0 else psi
+            if psi.shape != (outputs, outputs) or bool((torch.linalg.eigvalsh(psi) < -1e-12).any()):
+                raise StatespanError(
+                    f"prior_scale is {tuple(psi.shape)}; give a number, or a matrix ({outputs}, {outputs}) without "
+                    "negative eigenvalues"
+                )
+            if degrees < -outputs - 1:
+                raise StatespanError(f"degrees={degrees:g}; use {-outputs - 1} or more")
+        weight = torch.as_tensor(strength, dtype=torch.float64).expand(inputs)
+        if not bool((weight >= 0).all()):
+            raise StatespanError("matrix_strength: use 0 (no prior) or more, one number or one for each column")
+        given = torch.as_tensor(mean, dtype=torch.float64)
+        centre = given * torch.eye(outputs, inputs, dtype=torch.float64) if given.dim() == 0 else given
+        if centre.shape != (outputs, inputs):
+            raise StatespanError(f"prior_matrix is {tuple(centre.shape)}; give ({outputs}, {inputs}), or a number")
+        return MatrixNormalInverseWishart(psi, degrees, weight, centre)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that make it again."""
+        scale = None if self.scale is None else self.scale.tolist()
+        strength, mean = self.strength.tolist(), self.mean.tolist()
+        return {"prior_scale": scale, "degrees": self.degrees, "matrix_strength": strength, "prior_matrix": mean}
+
+    def extra(self, outputs: int) -> float:
+        """What is added to the weight that a scatter is divided by."""
+        return (self.degrees + outputs + 1 if self.scale is not None else 0.0) + float((self.strength > 0).sum())
+
+    def scatter(self, matrix: Tensor) -> Tensor:
+        """Psi + (A - M) K (A - M)', what is added to a scatter, (E, E)."""
+        off = matrix - self.mean.to(matrix)
+        found = (off * self.strength.to(matrix)) @ off.mT
+        return found if self.scale is None else found + self.scale.to(matrix)
+
+    def log(self, matrix: Tensor, root: Tensor) -> Tensor | float:
+        """The log-density, up to a constant, of A and of Q with this lower triangular root."""
+        if self.scale is None and not bool(self.strength.any()):
+            return 0.0
+        log_det = 2 * root.diagonal(dim1=-2, dim2=-1).abs().log().sum()
+        inverse = torch.cholesky_inverse(root)
+        return -self.extra(len(root)) / 2 * log_det - (self.scatter(matrix) * inverse).sum() / 2

@@ -178,8 +178,8 @@ class KalmanFilter:
         Args:
             X: (n_timesteps, E) observations, masked or NaN where missing.
         """
-        model, y, steps = self._about(X)
-        found = model.filter(y, inputs=steps)
+        model, y, inputs = self._about(X)
+        found = model.filter(y, inputs=inputs)
         return found.mean.numpy(), found.covariance.numpy()
 
     def smooth(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -188,8 +188,8 @@ class KalmanFilter:
         Args:
             X: (n_timesteps, E) observations, masked or NaN where missing.
         """
-        model, y, steps = self._about(X)
-        found = model.smooth(y, inputs=steps)
+        model, y, inputs = self._about(X)
+        found = model.smooth(y, inputs=inputs)
         return found.mean.numpy(), found.covariance.numpy()
 
     def loglikelihood(self, X: Any) -> float:
@@ -198,9 +198,9 @@ class KalmanFilter:
         Args:
             X: (n_timesteps, E) observations, masked or NaN where missing.
         """
-        model, y, steps = self._about(X)
+        model, y, inputs = self._about(X)
         with torch.no_grad():
-            return float(model.log_prob(y, inputs=steps))
+            return float(model.log_prob(y, inputs=inputs))
 
     def filter_update(
         self,
@@ -280,10 +280,11 @@ class KalmanFilter:
             raise StatespanError(f"em_vars: {unknown[0]!r} is no parameter; use 'all', or some of {', '.join(RANKS)}")
         return set(names)
 
-    def _about(self, X: Any) -> tuple[StateSpace, Tensor, Tensor]:
-        """The model for these observations, the observations, and their steps."""
+    def _about(self, X: Any) -> tuple[StateSpace, Tensor, Tensor | None]:
+        """The model for these observations, the observations, and their steps where it asks for them."""
         y = rows(X, self.n_dim_obs)
-        return linear(self._initialize_parameters(), len(y)), y, torch.arange(len(y), dtype=torch.float64)
+        model = linear(self._initialize_parameters(), len(y))
+        return model, y, steps(model, len(y))
 
 
 def constant(x: Any, own: Parameters, name: str) -> np.ndarray:
@@ -314,6 +315,11 @@ def linear(given: Parameters, length: int) -> StateSpace:
         start.mean.copy_(torch.from_numpy(given.initial_state_mean))
         start.scale.copy_(root(given.initial_state_covariance, "initial_state_covariance"))
     return StateSpace(start, _part(dim, dim, moves, names[2]), _part(dim, width, seen, names[5]))
+
+
+def steps(model: StateSpace, length: int) -> Tensor | None:
+    """The steps 0 ... length - 1, for a model that changes in time."""
+    return torch.arange(length, dtype=torch.float64) if any(part.takes_inputs for part in model.parts) else None
 
 
 def _steps(x: np.ndarray, name: str, count: int, what: str) -> np.ndarray:
@@ -357,7 +363,7 @@ class Moments(NamedTuple):
 def expected(given: Parameters, y: Tensor) -> Moments:
     """The E-step, by statespan's smoother."""
     model, method = linear(given, len(y)), Kalman()
-    data, _ = ask(model, y, inputs=torch.arange(len(y), dtype=y.dtype))
+    data, _ = ask(model, y, inputs=steps(model, len(y)))
     smoothed, pairs = method.smooth_pairs(model, prepare(model, method, data), None, data.shape)
     covariance = smoothed.summary()["covariance"]
     return Moments(smoothed.mean[:, 0].numpy(), covariance[:, 0].numpy(), pairs[:, 0].mT.numpy())
