@@ -86,7 +86,7 @@ def test_the_best_start_is_kept(weather):
 
     reached = []
     for restarts in (1, 3):
-        fitted = fitting.fit(make, data, fitting.Plan("em", 10, 0.1, restarts, 0))
+        fitted = fitting.fit(make, data, fitting.Plan("em", 10, None, None, restarts, 0))
         with torch.no_grad():
             reached.append(float(fitted.model.log_prob(data.y(fitted.model.emission.event)).sum()))
     assert reached[1] >= reached[0]
@@ -295,6 +295,42 @@ def test_mixed_columns(statespan, weather):  # noqa: F811
         assert set(table["sky"]) == {"rain", "sun"} and table["temp"].notna().all()
 
 
+def test_inputs_act_on_the_moves_and_on_regressions(statespan, weather, refused):  # noqa: F811
+    asked = ("--sequence", "city", "--time", "date", "--columns", "temp", "--inputs", "wind", "--iterations", 2)
+    names = ["temp", "wind"]
+    table = pd.read_csv(weather)
+    each = [table.loc[table.city == city, names].to_numpy() for city in ("Ulm", "Rom")]
+    y, u = ([x[:, c : c + 1] for x in each] for c in (0, 1))
+    for more in ((), ("--emission", "linear-regression"), ("--model", "linear-gaussian")):
+        code, out, _ = statespan("fit", weather, *asked, *more, "--restarts", 1, "--out", "x.st", "--plot", "x.png")
+        assert code == 0 and "temp" in out
+        model = ss.load("x.st")
+        scored = pd.read_csv(StringIO(statespan("score", "x.st", weather)[1]))
+        np.testing.assert_allclose(scored["log_prob"], model.log_prob(y, inputs=u).detach())
+    ahead = pd.DataFrame({"city": ["Ulm"] * 3 + ["Rom"] * 3, "wind": np.arange(6.0)})
+    ahead.to_csv("ahead.csv", index=False)
+    _, out, _ = statespan("forecast", "x.st", weather, "--steps", 3, "--future", "ahead.csv")
+    coming = np.arange(6.0).reshape(2, 3, 1)
+    truth = model.forecast(y, 3, inputs=u, future=coming).mean
+    np.testing.assert_allclose(pd.read_csv(StringIO(out))["temp"], truth.detach().numpy().ravel(), rtol=1e-6)
+    assert len(rows(statespan("sample", "x.st", "--length", 4, "--future", "ahead.csv")[1])) == 4
+    for verb in ("filter", "decode", "impute"):
+        assert statespan(verb, "x.st", weather)[0] == 0
+    assert "with --future FILE" in refused("forecast", "x.st", weather)
+    assert "with --future FILE" in refused("sample", "x.st")
+    assert "ahead.csv, city Ulm: 3 rows of inputs for 4" in refused(
+        "forecast", "x.st", weather, "--steps", 4, "--future", "ahead.csv"
+    )
+
+
+@pytest.mark.parametrize("by", ["vi", "online", "lbfgs"])
+def test_other_ways_to_fit(statespan, weather, by):  # noqa: F811
+    asked = ("--sequence", "city", "--time", "date", "--columns", "temp", "--restarts", 1, "--iterations", 3)
+    more = ("--emission", "gaussian-mixture", "--covariance", "diagonal") if by == "vi" else ()
+    code, out, _ = statespan("fit", weather, *asked, *more, "--by", by, "--out", "x.st")
+    assert code == 0 and "log-likelihood" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -305,7 +341,10 @@ def test_mixed_columns(statespan, weather):  # noqa: F811
             ("fit", "weather.csv", "--columns", "temp", "--model", "nope"),
             "--model nope: choose one of hmm, linear-gaussian",
         ),
-        (("fit", "weather.csv", "--columns", "temp", "--by", "magic"), "--by magic: choose one of em, sgd"),
+        (
+            ("fit", "weather.csv", "--columns", "temp", "--by", "magic"),
+            "--by magic: choose one of em, vi, online, lbfgs, sgd",
+        ),
         (("fit", "weather.csv", "--columns", "temp", "--covariance", "round"), "covariance='round' is none of"),
         (("fit", "weather.csv", "--columns", "temp", "--states", "0"), "states=0"),
         (("fit", "weather.csv", "--columns", "temp", "--restarts", "0"), "give at least 1"),
@@ -314,6 +353,24 @@ def test_mixed_columns(statespan, weather):  # noqa: F811
         (("fit", "weather.csv", "--columns", "sky", "--covariance", "full"), "categorical has no covariance"),
         (("fit", "weather.csv", "--columns", "sky", "--model", "linear-gaussian"), "column sky holds words"),
         (("fit", "weather.csv", "--columns", "temp", "--plot", "x.doc"), "--plot x.doc: a picture is .png"),
+        (("fit", "weather.csv", "--columns", "temp", "--by", "em", "--batch", "3"), "em takes all sequences at once"),
+        (("fit", "weather.csv", "--columns", "temp", "--by", "online", "--batch", "0"), "--batch 0: give at least 1"),
+        (
+            ("fit", "weather.csv", "--columns", "temp", "--by", "vi", "--learning-rate", "1"),
+            "vi has none; leave it out",
+        ),
+        (("fit", "weather.csv", "--columns", "temp", "--components", "2"), "gaussian has no components; leave it out"),
+        (
+            ("fit", "weather.csv", "--columns", "temp", "--emission", "gaussian-mixture", "--components", "0"),
+            "components=0",
+        ),
+        (("fit", "weather.csv", "--columns", "temp", "--inputs", "rain"), "there is no column rain"),
+        (("fit", "weather.csv", "--columns", "wind", "--inputs", "temp"), "an input cannot be missing; fill it first"),
+        (("fit", "weather.csv", "--columns", "temp", "--inputs", "city"), "column city holds words, and an input is"),
+        (("fit", "weather.csv", "--columns", "temp", "--emission", "linear-regression"), "with --inputs"),
+        (("smooth", "m.st", "weather.csv", "--inputs", "wind"), "--inputs wind: the model has no inputs"),
+        (("forecast", "m.st", "weather.csv", "--future", "weather.csv"), "the model has no inputs; leave it out"),
+        (("sample", "m.st", "--future", "weather.csv"), "the model has no inputs; leave it out"),
         (("smooth", "nope.st", "weather.csv"), "nope.st: no such file"),
         (("smooth", "weather.csv", "weather.csv"), "weather.csv: not a whole statespan model file"),
         (("smooth", "m.st", "nope.csv"), "nope.csv: there is no such file"),

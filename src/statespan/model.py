@@ -332,7 +332,7 @@ class StateSpace(Part):
         Args:
             y: the sequences (see the class).
             by: `EM(...)`, `SGD(...)`, `VI(...)`, or several of them, one after another; None is EM where every part has
-                a closed form, else SGD.
+                a closed form, else LBFGS where inference is exact, else SGD.
             restarts: how many starts, the model as it is and others from the data; the best fit is kept, and
                 `by.restarts` holds what each reached.
             seed: makes the fit repeatable.

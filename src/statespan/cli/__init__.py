@@ -65,7 +65,15 @@ def root(
 ) -> None:
     """Sequence models with a hidden state, from the HMM to the LSTM.
 
-    Begin with your own data: statespan fit data.csv --states 3, or with: statespan ladder run
+    Begin with your own data, a column a variable and a row a step:
+
+    statespan fit weather.csv --time date --columns temp,wind --states 3
+
+    statespan smooth model.safetensors weather.csv --plot states.png
+
+    statespan forecast model.safetensors weather.csv --steps 14
+
+    Or with language models: statespan ladder run
     """
     if context.invoked_subcommand is None:
         print(context.get_help())

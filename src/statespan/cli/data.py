@@ -18,7 +18,7 @@ TEXTS = (".txt", ".text", ".conllu", ".conll", ".tagged", ".pos")
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors that fit, or save, wrote.")]
 DataFile = Annotated[Path, typer.Argument(metavar="DATA", help="CSV, .parquet, .npy, .npz; .txt or .conllu.")]
-Columns = Annotated[str, typer.Option(help="What is observed, by name or number from 0, as in a,b; all by custom.")]
+Columns = Annotated[str, typer.Option(help="What is observed, by name or number from 0, as in a,b; all by default.")]
 Inputs = Annotated[
     str, typer.Option(help="Columns of numbers that act on the model: on an hmm's moves, or on a regression's mean.")
 ]
@@ -28,22 +28,25 @@ Time = Annotated[str | None, typer.Option(help="The column of times: dates, or n
 Every = Annotated[str | None, typer.Option(help="The step of time (D, h, W, MS, 1): absent steps become missing.")]
 Out = Annotated[Path | None, typer.Option(help="Write the answer: .csv, .tsv, .parquet, .npz or .json.")]
 Plot = Annotated[Path | None, typer.Option(help="Draw the answer: .png, .pdf or .svg.")]
-Show = Annotated[str | None, typer.Option(help="Which sequence to draw, by name or number; the first by custom.")]
+Show = Annotated[str | None, typer.Option(help="Which sequence to draw, by name or number; the first by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Emission = Annotated[
     str | None,
-    typer.Option(help="gaussian, poisson, ...; or by column: temp+wind:gaussian,sky:categorical."),
+    typer.Option(
+        help="What a state emits: gaussian, poisson, student-t, ... (a name that is none lists all); or by column: "
+        "temp+wind:gaussian,sky:categorical. By default gaussian for numbers, categorical for words."
+    ),
 ]
 Symbols = Annotated[str, typer.Option(help="Columns of numbers that stand for symbols.")]
 Covariance = Annotated[str | None, typer.Option(help="Of a gaussian: full, diagonal, spherical or tied.")]
-Components = Annotated[int | None, typer.Option(help="Of a gaussian-mixture: how many in each state; 2 by custom.")]
+Components = Annotated[int | None, typer.Option(help="Of a gaussian-mixture: how many in each state; 2 by default.")]
 By = Annotated[
     str | None,
     typer.Option(help="em, vi (variational Bayes), online (em by batches), lbfgs or sgd; em where it can be."),
 ]
 Iterations = Annotated[int, typer.Option(help="Iterations at most; of online and sgd, passes over the data.")]
-LearningRate = Annotated[float | None, typer.Option(help="Of sgd; 0.05 by custom.")]
-Batch = Annotated[int | None, typer.Option(help="Sequences a step of online (32 by custom) or sgd (all by custom).")]
+LearningRate = Annotated[float | None, typer.Option(help="Of sgd; 0.05 by default.")]
+Batch = Annotated[int | None, typer.Option(help="Sequences a step of online (32 by default) or sgd (all by default).")]
 Restarts = Annotated[int | None, typer.Option(help="Starts, the best is kept; 4, of linear-gaussian 1.")]
 Seed = Annotated[int, typer.Option(help="Makes the answer repeatable.")]
 
@@ -165,13 +168,19 @@ def read_for(
             raise StatespanError(f"{path}: this model is of words; give a text ({', '.join(TEXTS)})")
         return read_words(path, Vocabulary.from_json(extra["vocabulary"]), extra.get("level", "words"))[0]
     known = Names.from_json(extra["columns"]) if "columns" in extra else None
+    return read(path, split(columns), (), sequence, time, every, known, _acting(inputs, known))
+
+
+def _acting(inputs: str, known: Any) -> list[str]:
+    """The columns of inputs, as many as the model has where that is known."""
     acting = split(inputs)
     if known and acting and len(acting) != len(known.inputs):
+        if not known.inputs:
+            raise StatespanError(f"--inputs {inputs}: the model has no inputs; leave it out")
         raise StatespanError(
-            f"--inputs names {len(acting)} where the model has {len(known.inputs)}"
-            f"{' (' + ', '.join(known.inputs) + ')' if known.inputs else ''}; leave it out, or name as many"
+            f"--inputs {inputs}: the model has {len(known.inputs)} ({', '.join(known.inputs)}); name as many"
         )
-    return read(path, split(columns), (), sequence, time, every, known, acting)
+    return acting
 
 
 def split(names: str) -> list[str]:
@@ -326,7 +335,10 @@ def score(
     show: Show = None,
     as_json: Json = False,
 ) -> None:
-    """Log-probability of each sequence, or how surprising each step is."""
+    """How probable each sequence is, or how surprising each step.
+
+    statespan score model.safetensors weather.csv --each-step --plot surprise.png
+    """
     from statespan.cli import frames
     from statespan.plots import plot_surprise
 
@@ -353,7 +365,10 @@ def filter(
     show: Show = None,
     as_json: Json = False,
 ) -> None:
-    """What was known of the state at each step, from the steps before it."""
+    """The state at each step, given the steps up to it.
+
+    statespan filter model.safetensors weather.csv --out states.csv
+    """
     asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     with located(asked.data):
         _believe(asked, asked.model.filter(asked.y, inputs=asked.inputs))
@@ -372,7 +387,10 @@ def smooth(
     show: Show = None,
     as_json: Json = False,
 ) -> None:
-    """What is known of the state at each step in hindsight."""
+    """The state at each step in hindsight, given all steps.
+
+    statespan smooth model.safetensors weather.csv --plot states.png
+    """
     asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     with located(asked.data):
         _believe(asked, asked.model.smooth(asked.y, inputs=asked.inputs))
@@ -400,7 +418,10 @@ def decode(
     show: Show = None,
     as_json: Json = False,
 ) -> None:
-    """The likeliest path of states."""
+    """The likeliest path of states.
+
+    statespan decode model.safetensors weather.csv --out path.csv
+    """
     from statespan.cli import frames
     from statespan.plots import plot_paths
 
@@ -443,7 +464,10 @@ def forecast(
     show: Show = None,
     as_json: Json = False,
 ) -> None:
-    """What comes after each sequence: means and quantiles, or each symbol's probability."""
+    """What comes next: means and quantiles, or probabilities.
+
+    statespan forecast model.safetensors weather.csv --steps 14 --plot fan.png
+    """
     from statespan.cli import frames
     from statespan.plots import plot_forecast
 
@@ -487,7 +511,12 @@ def impute(
     show: Show = None,
     as_json: Json = False,
 ) -> None:
-    """The data with missing entries replaced by their posterior mean, for symbols the likeliest."""
+    """The data with what is missing filled in.
+
+    Numbers by their posterior mean, symbols by the likeliest.
+
+    statespan impute model.safetensors weather.csv --out whole.csv
+    """
     from statespan.cli import frames
     from statespan.plots import plot_imputed
 
@@ -519,9 +548,15 @@ def sample(
     show: Show = None,
     as_json: Json = False,
 ) -> None:
-    """New sequences from a model; with DATA, paths of states from their posterior."""
+    """New sequences; with DATA, paths of states given these.
+
+    statespan sample model.safetensors -n 10 --length 365 --out years.csv
+
+    statespan sample model.safetensors weather.csv -n 5 --plot paths.png
+    """
     from statespan.cli import frames
     from statespan.plots import plot_paths
+    from statespan.tables import Columns as Names
 
     if data is not None:
         asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
@@ -533,7 +568,8 @@ def sample(
         return
     _check(out, plot)
     found, extra = open_model(model)
-    acting = split(inputs) or extra.get("columns", {}).get("inputs", [])
+    known = Names.from_json(extra["columns"]) if "columns" in extra else None
+    acting = _acting(inputs, known) or (known.inputs if known else ())
     _check_future(future, acting, "sample")
     given = None if future is None else read_inputs(future, acting, length)
     states, y = found.sample(n=n, length=length, seed=seed, inputs=given)
@@ -577,7 +613,7 @@ def compare(
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
-    """Models, or numbers of states, on the same data: log-likelihood, parameters, AIC, BIC.
+    """Models, or numbers of states, on the same data (AIC, BIC).
 
     statespan compare two.safetensors three.safetensors weather.csv
 

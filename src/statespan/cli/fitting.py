@@ -151,6 +151,8 @@ def _fitter(plan: Plan, model: Any) -> Any:
     options: dict[str, Any] = {"epochs" if by in PASSES else "iterations": plan.iterations}
     if plan.learning_rate is not None and by != "sgd":
         raise StatespanError(f"--learning-rate {plan.learning_rate:g}: {by} has none; leave it out, or say --by sgd")
+    if plan.batch is not None and plan.batch < 1:
+        raise StatespanError(f"--batch {plan.batch}: give at least 1")
     if plan.batch is not None and by not in PASSES:
         raise StatespanError(f"--batch {plan.batch}: {by} takes all sequences at once; leave it out or say --by online")
     if by == "sgd":

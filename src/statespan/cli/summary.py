@@ -76,16 +76,20 @@ def _emitted(model: Any, data: Data) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for part in getattr(model.emission, "emissions", [model.emission]):
         own = [names.pop(0) for _ in range(part.event.dim or 1)]
-        found |= _described(part, own, words)
+        found |= _described(part, own, words, data.given)
     return found
 
 
-def _described(emission: Any, names: list[str], words: dict[str, Any]) -> dict[str, list[str]]:
-    """The same of one emission; {} of one that is known by other numbers."""
+def _described(emission: Any, names: list[str], words: dict[str, Any], given: Any) -> dict[str, list[str]]:
+    """The same of one emission, of a regression at the mean inputs; {} of one that is known by other numbers."""
     import torch
 
     states = emission.states
-    each = emission.mixture(torch.eye(states, dtype=torch.float64), None, emission.constants())
+    sure, at = torch.eye(states, dtype=torch.float64), None
+    if emission.takes_inputs:
+        at = torch.as_tensor(given.mean(0)).expand(states, -1)
+        names = [f"{name}, mean inputs" for name in names]
+    each = emission.mixture(sure, at, emission.constants())
     if emission.event.symbols is not None:
         return {names[0]: [_likeliest(row, words.get(names[0])) for row in each.probs.numpy()]}
     try:

@@ -141,16 +141,29 @@ def _keep_best(model: Any, by: Fitter, results: Iterator[Result]) -> None:
 
 def _fitter(by: Any, model: Any) -> Fitter:
     """What `by=` means."""
-    from statespan.fit.em import EM, closed_form
-    from statespan.fit.sgd import SGD
-
     if by is None:
-        return EM() if closed_form(model) else SGD()
+        return usual(model)()
     steps: list[Any] = [by] if isinstance(by, (Fitter, str)) or not isinstance(by, Sequence) else list(by)
     for step in steps:
         if not isinstance(step, Fitter):
             raise StatespanError(f"by={step!r} is no fitter; give an instance, such as ss.EM() or ss.SGD()")
     return Chain(*steps) if isinstance(by, Sequence) else steps[0]
+
+
+def usual(model: Any) -> Any:
+    """The fitter of a model where none is named: EM where every part has a closed form, else by the gradient.
+
+    Where that is exact it leads straight up: quasi-Newton steps then. Where it is of a guess or a draw (a network with
+    gaps, particles), and of networks in general, small steps.
+    """
+    from statespan.fit.em import EM, closed_form
+    from statespan.fit.lbfgs import LBFGS
+    from statespan.fit.sgd import SGD
+    from statespan.methods import method_for
+
+    if closed_form(model):
+        return EM
+    return LBFGS if method_for(model).exact(model) else SGD
 
 
 @contextmanager

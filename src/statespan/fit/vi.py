@@ -77,7 +77,7 @@ class VI(Fitter):
     ):
         self.initial, self.transition, self.symbols = initial, transition, symbols
         self.mean, self.strength, self.freedom, self.scale = mean, strength, freedom, scale
-        self.em = EM(iterations, tolerance, batch, callback=callback)
+        self.em, self.callback = EM(iterations, tolerance, batch, callback=self._tell), callback
         self.history: list[float] = []
         self.posterior: Any = None
         self._count = 0.0
@@ -99,10 +99,19 @@ class VI(Fitter):
         self.posterior = StateSpace(*[self._believe(part, data) for part in model.parts])
         value = self.em(self.posterior, data)
         self.history, self.notes = self.em.history, self.em.notes
-        with torch.no_grad():
-            for belief in self.posterior.parts:
-                settle(belief)
+        self._settle()
         return value
+
+    def _tell(self, iteration: int, bound: float) -> None:
+        """The caller is told, and finds the model at the posterior mean."""
+        if self.callback is not None:
+            self._settle()
+            self.callback(iteration, bound)
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        for belief in self.posterior.parts:
+            settle(belief)
 
     def _believe(self, part: Any, data: Sequences) -> Any:
         free = [p.requires_grad for p in part.parameters()]

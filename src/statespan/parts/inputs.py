@@ -90,6 +90,11 @@ class SoftmaxStart(Part, FiniteInitial, Generative):
         """At inputs of zero, (K,)."""
         return self.weight[:, 0].softmax(-1)
 
+    @property
+    def log_odds(self) -> Tensor:
+        """Of each state against the first, log p_k / p_1 = (b, W)_k (1, u), (K - 1, 1 + U): all that can be known."""
+        return self.weight[1:] - self.weight[:1]
+
     def at(self, u: Tensor) -> Tensor:
         """p(z_1 | u), (..., U) to (..., K)."""
         return (_with_one(inputs_of(u, self, self.inputs)) @ self.weight.mT).softmax(-1)
@@ -149,6 +154,12 @@ class SoftmaxTransition(Part, FiniteTransition, Generative):
     def sized(self, states: int) -> "SoftmaxTransition":
         """The same transition for K states, if it has none yet."""
         return self if self.states is not None else SoftmaxTransition(states, self.inputs, self.precision)
+
+    @property
+    def log_odds(self) -> Tensor:
+        """Of a move against staying, log A_ij / A_ii = (b, W)_ij (1, u), (K, K, 1 + U): all that can be known."""
+        stays = self.weight.diagonal().mT  # (K, 1 + U)
+        return self.weight - stays[:, None]
 
     def at(self, u: Tensor) -> Tensor:
         """The table under inputs, (..., U) to (..., K, K)."""

@@ -180,6 +180,13 @@ def plot_model(
 # ------------------------------------------------------------------------------------------------- pieces
 
 
+def of_states(model: Any) -> bool:
+    """Whether a model moves by one matrix, and what it emits depends on its states alone: `plot_model` says it all."""
+    probs, emission = getattr(model.transition, "probs", None), model.emission
+    square = isinstance(probs, torch.Tensor) and probs.dim() == 2
+    return square and hasattr(emission, "states") and not (getattr(emission, "lags", 0) or emission.takes_inputs)
+
+
 def matrix(model: Any) -> Array:
     """p(next = j | now = i), (K, K)."""
     probs = getattr(model.transition, "probs", None)

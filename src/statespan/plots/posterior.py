@@ -95,17 +95,19 @@ def plot_paths(
     times: Any = None,
     columns: Sequence[str] | None = None,
     words: Mapping[str, Sequence[str]] | None = None,
+    name: str = "likeliest path",
 ) -> Any:
     """Draw one path of states, or several below each other; with `y` the series above, its ground tinted by the first.
 
     Args:
-        paths: (T,) states, or (T, k); a path of numbers, (T, D) real, is lines.
+        paths: (T,) states, or (T, k); a path of numbers, (T, D) real, is lines, and so are several, (T, k, D).
         log_prob: (k,) of each, named beside it.
         axes: matplotlib axes to draw on; None makes new ones.
         y: the observations, (T,) or (T, C).
         times: of the steps, numbers or dates.
         columns: what the columns of y are called.
         words: of a column of symbols, what they are called.
+        name: what one path is called.
 
     Returns:
         The axes of the paths; with `y` those of the first column.
@@ -119,7 +121,10 @@ def plot_paths(
     """
     array = np.asarray(paths)
     whole = array.dtype.kind in "iu"
-    array = array.reshape(len(array), -1)
+    if whole:
+        array = array.reshape(len(array), -1)
+    elif array.ndim < 3:
+        array = array.reshape(len(array), 1, -1)
     states = int(array.max()) + 1 if whole else 0
     if y is None:
         across, below, rows = Across.of(times, len(array)), new(axes), []
@@ -128,9 +133,9 @@ def plot_paths(
         rows, below, across = _over(table(y), times, columns, words, probs, axes)
     if below is not None:
         if not whole:
-            _means(array, None, below, across)
+            _lines(array, below, across)
         else:
-            _strips(array, log_prob, below, across)
+            _strips(array, log_prob, below, across, name)
             if not rows or states > BANDS:
                 state_legend(below, min(states, len(COLOURS)))
         across.dress(below)
@@ -205,7 +210,7 @@ def _states(probs: Array, axes: Any, across: Across, inside: bool) -> None:
         legend(axes, upwards=True)
 
 
-def _strips(paths: Array, log_prob: Any, axes: Any, across: Across) -> None:
+def _strips(paths: Array, log_prob: Any, axes: Any, across: Across, name: str) -> None:
     """(T, k) states as a coloured strip a path, the best on top."""
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
@@ -230,12 +235,27 @@ def _strips(paths: Array, log_prob: Any, axes: Any, across: Across) -> None:
     axes.set_ylim(count, 0)
     if log_prob is None:
         axes.set_yticks([])
-        axes.set_ylabel("likeliest path" if count == 1 else "paths")
+        axes.set_ylabel(name if count == 1 else "paths")
     else:
         values = np.asarray(log_prob)
         axes.set_yticks(edges[:-1] + 0.5, [f"{value:.2f}" for value in values], fontsize="small")
         axes.set_ylabel("path")
     axes.tick_params(axis="y", length=0)
+
+
+def _lines(paths: Array, axes: Any, across: Across) -> None:
+    """(T, k, D) paths of numbers: one as means are drawn, several as thin lines of one colour a dimension."""
+    count, width = paths.shape[1:]
+    if count == 1 or width > LINES:
+        _means(paths[:, 0], None, axes, across)
+        return
+    for d in range(width):
+        lines = axes.plot(across.at, paths[:, :, d], color=COLOURS[d], linewidth=0.9, alpha=max(0.15, 1 / count**0.5))
+        lines[0].set_label(f"dimension {d}")
+    axes.grid(axis="y", color=HAIR, linewidth=0.8)
+    axes.set_ylabel("states")
+    if width > 1:
+        legend(axes)
 
 
 def _means(mean: Array, deviation: Array | None, axes: Any, across: Across) -> None:

@@ -29,6 +29,7 @@ class Columns(NamedTuple):
         sequence: the column that tells sequences apart.
         time: the column of times.
         every: the step between times, as `--every` said it.
+        inputs: the columns that act on the model, in its order; none of them is observed.
     """
 
     names: tuple[str, ...]
@@ -36,6 +37,7 @@ class Columns(NamedTuple):
     sequence: str | None = None
     time: str | None = None
     every: str | None = None
+    inputs: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -45,7 +47,8 @@ class Columns(NamedTuple):
     def from_json(cls, value: dict[str, Any]) -> "Columns":
         """What `to_json` gave."""
         words = {name: tuple(each) for name, each in value["words"].items()}
-        return cls(tuple(value["names"]), words, value["sequence"], value["time"], value["every"])
+        inputs = tuple(value.get("inputs", ()))
+        return cls(tuple(value["names"]), words, value["sequence"], value["time"], value["every"], inputs)
 
 
 class Data(NamedTuple):
@@ -64,6 +67,7 @@ class Data(NamedTuple):
         times: of each sequence, where there is a column of times.
         calendar: how the times go on.
         notes: what a user should know of how the file was read.
+        given: inputs (rows, U); None without.
     """
 
     path: str
@@ -78,6 +82,7 @@ class Data(NamedTuple):
     times: list[Times] | None = None
     calendar: Calendar | None = None
     notes: tuple[str, ...] = ()
+    given: NDArray[np.float64] | None = None
 
     @property
     def starts(self) -> NDArray[np.int64]:
@@ -102,6 +107,10 @@ class Data(NamedTuple):
         if event.symbols is not None:
             values = self._symbols(values, event.symbols)
         return np.split(values, np.cumsum(self.ends)[:-1])
+
+    def u(self) -> list[NDArray[np.float64]] | None:
+        """The inputs of each sequence, (T_n, U); None without."""
+        return None if self.given is None else np.split(self.given, np.cumsum(self.ends)[:-1])
 
     def _symbols(self, values: NDArray[np.float64], symbols: int) -> NDArray[np.int64]:
         """Numbers of symbols, -1 missing."""
@@ -146,7 +155,7 @@ class Data(NamedTuple):
         """An error of the library with the place in the file beside the sequence and the step."""
         found = PLACE.search(message)
         if not found:
-            return message if message.startswith(self.path) else f"{self.path}: {message}"
+            return message if message.startswith((self.path, "--")) else f"{self.path}: {message}"
         sequence, step = map(int, found.groups())
         if sequence >= len(self.ends) or step >= self.ends[sequence]:
             return f"{self.path}: {message}"
@@ -162,17 +171,19 @@ def read(
     time: str | None = None,
     every: str | None = None,
     known: Columns | None = None,
+    inputs: Sequence[str] = (),
 ) -> Data:
     r"""Read sequences from a file of columns (see `read_table` for its formats).
 
     Args:
         path: the file.
-        columns: what is observed, by name or number from 0; () is every column but those of sequence and time.
+        columns: what is observed, by name or number from 0; () is every column but those of sequence, time and inputs.
         symbols: which of them hold words, numbered by the words that occur; a column that holds no number is one too.
         sequence: the column that tells sequences apart; rows of a sequence need not stand together.
         time: a column of times; rows are put in its order.
         every: the step between times (D, h, W, MS; a number); steps that are absent are put in as missing.
         known: what a model observes; the file is then read the same way, where nothing else is said.
+        inputs: columns of numbers that act on the model; none may be missing.
 
     Raises:
         StatespanError: one line that names the file, the row, the column and the fix.
@@ -190,7 +201,8 @@ def read(
     sequence, every = sequence or table.sequence, every or (known.every if known else None)
     if every is not None and time is None:
         raise StatespanError(f"--every {every}: there are no times; name their column with --time")
-    names = _observed(table, columns, sequence, time, known)
+    acting = tuple(table.name(each) for each in inputs) or (known.inputs if known else ())
+    names = _observed(table, columns, {sequence, time, *acting}, known)
     coded, words = [], {}
     for position, name in enumerate(names):
         known_words = known.words.get(known.names[position]) if known else None
@@ -205,7 +217,79 @@ def read(
     values = np.stack(coded, 1)
     if np.isnan(values).all():
         raise StatespanError(f"{path}: nothing is observed in {', '.join(names)}; every cell is empty")
-    return _arrange(table, Columns(tuple(names), words, sequence, time, every), values)
+    given = np.stack([_input(table, name) for name in acting], 1) if acting else None
+    return _arrange(table, Columns(tuple(names), words, sequence, time, every, acting), values, given)
+
+
+def _input(table: Table, name: str) -> NDArray[np.float64]:
+    """A column of inputs: numbers, all of them there.
+
+    Raises:
+        StatespanError: words, or an empty cell.
+    """
+    if name not in table.frame.columns:
+        raise StatespanError(f"{table.path}: the model has an input {name}, and there is no such column; add it")
+    if table.wordy(name):
+        raise StatespanError(
+            f"{table.path}: column {name} holds words, and an input is a number; give a column of 0 and 1 for each word"
+        )
+    numbers = table.numbers(name)
+    if np.isnan(numbers).any():
+        at = table.at(table.frame.index[int(np.isnan(numbers).argmax())], name)
+        raise StatespanError(f"{at}: the cell is empty, and an input cannot be missing; fill it first")
+    return numbers
+
+
+def read_inputs(path: str | Path, names: Sequence[str], steps: int) -> NDArray[np.float64]:
+    r"""Inputs of steps that are still to come, one row a step, (steps, U).
+
+    Args:
+        path: the file; further columns do not matter.
+        names: the columns.
+        steps: how many rows are needed; later ones are left.
+
+    Raises:
+        StatespanError: too few rows, an absent column, an empty cell.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "a.csv"
+        >>> _ = file.write_text("rain\n0\n2\n1\n")
+        >>> read_inputs(file, ["rain"], 2).tolist()
+        [[0.0], [2.0]]
+    """
+    table = read_table(path)
+    return _first(np.stack([_input(table, name) for name in names], 1), steps, str(path))
+
+
+def read_ahead(path: str | Path, data: Data, steps: int) -> NDArray[np.float64]:
+    """Inputs of the steps that follow each sequence, (N, steps, U).
+
+    Args:
+        path: the file: the input columns, and of several sequences the one that tells them apart.
+        data: what they follow.
+        steps: how many rows each needs.
+
+    Raises:
+        StatespanError: as `read_inputs`; or there is nothing to tell sequences apart by.
+    """
+    if len(data.ends) == 1:
+        return read_inputs(path, data.columns.inputs, steps)[None]
+    table, column = read_table(path), data.columns.sequence
+    if column is None or column not in table.frame.columns:
+        raise StatespanError(
+            f"{path}: there are {len(data.ends)} sequences; add the column {column or '--sequence'} that says whose "
+            "each row is"
+        )
+    given = np.stack([_input(table, name) for name in data.columns.inputs], 1)
+    whose = table.words(column)[0].to_numpy()
+    return np.stack([_first(given[whose == label], steps, f"{path}, {column} {label}") for label in data.labels])
+
+
+def _first(rows: NDArray[np.float64], steps: int, place: str) -> NDArray[np.float64]:
+    if len(rows) < steps:
+        raise StatespanError(f"{place}: {len(rows)} rows of inputs for {steps} steps; add the rest, or ask for fewer")
+    return rows[:steps]
 
 
 def _key(table: Table, asked: str | None, known: str | None) -> str | None:
@@ -215,10 +299,8 @@ def _key(table: Table, asked: str | None, known: str | None) -> str | None:
     return known if known in table.frame.columns else None
 
 
-def _observed(
-    table: Table, asked: Sequence[str], sequence: str | None, time: str | None, known: Columns | None
-) -> list[str]:
-    """The columns that are observed."""
+def _observed(table: Table, asked: Sequence[str], keys: set[str | None], known: Columns | None) -> list[str]:
+    """The columns that are observed; `keys` are those that are not."""
     names = [table.name(each) for each in asked]
     if known and not names:
         names = [table.name(each) for each in known.names]
@@ -226,7 +308,6 @@ def _observed(
         raise StatespanError(
             f"--columns names {len(names)} where the model observes {len(known.names)} ({', '.join(known.names)})"
         )
-    keys = {sequence, time}
     both = [name for name in names if name in keys]
     if both or len(set(names)) < len(names):
         twice = (both or [name for name in names if names.count(name) > 1])[0]
@@ -281,7 +362,7 @@ def _code(table: Table, name: str, words: Sequence[str]) -> NDArray[np.float64]:
     return np.where(there, codes, np.nan)
 
 
-def _arrange(table: Table, columns: Columns, values: NDArray[np.float64]) -> Data:
+def _arrange(table: Table, columns: Columns, values: NDArray[np.float64], given: NDArray[np.float64] | None) -> Data:
     """Rows sequence by sequence, in the order of time, with absent steps put in."""
     pd = pandas()
 
@@ -313,6 +394,7 @@ def _arrange(table: Table, columns: Columns, values: NDArray[np.float64]) -> Dat
         if (np.diff(order[np.argsort(codes[order], kind="stable")]) < 0).any() and columns.sequence is None:
             notes.append(f"the rows are put in the order of {columns.time}")
     codes, places, values = codes[order], places[order], values[order]
+    given = None if given is None else given[order]
     ends = np.bincount(codes, minlength=len(labels)).tolist()
     frame = table.frame.iloc[order][list(columns.names)].reset_index(drop=True)
     for name, column in zip(columns.names, values.T, strict=True):
@@ -321,6 +403,7 @@ def _arrange(table: Table, columns: Columns, values: NDArray[np.float64]) -> Dat
         else:
             frame[name] = frame[name].astype("str").where(~np.isnan(column))
     data = Data(table.path, table.row, columns, values, ends, labels, frame, [], places, notes=tuple(notes))
+    data = data._replace(given=given)
     return _keyed(data if times is None else _timed(table, data, times))
 
 
@@ -352,6 +435,15 @@ def _timed(table: Table, data: Data, times: Times) -> Data:
     places = np.full(start, -1, dtype=data.places.dtype)
     places[at] = data.places
     more = start - len(data.values)
+    if more and data.given is not None:
+        raise StatespanError(
+            f"{table.path}: {more} step(s) are absent from {column}, and an input cannot be missing; add these rows, "
+            "with their inputs, or leave --every out"
+        )
+    given = data.given
+    if given is not None:
+        given = np.empty_like(given)
+        given[at] = data.given
     notes = [*data.notes, f"{more} step(s) absent from {column} are put in as missing"] if more else data.notes
     frame = data.frame.set_axis(at).reindex(np.arange(start))
     return data._replace(
@@ -362,6 +454,7 @@ def _timed(table: Table, data: Data, times: Times) -> Data:
         times=whole,
         calendar=calendar,
         notes=tuple(notes),
+        given=given,
     )
 
 

@@ -55,6 +55,8 @@ class GaussianMixture(Part, FiniteEmission, Generative):
         concentration: Any = 1.0,
     ):
         super().__init__()
+        if components < 1:
+            raise StatespanError(f"GaussianMixture(components={components}): use at least one")
         given = None if weights is None else stochastic(weights, "GaussianMixture(weights=)", 2)
         if given is None:
             self.normals = Gaussian(dim, covariance, None if states is None else states * components, floor=floor)
