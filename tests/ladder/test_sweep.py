@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from statespan.errors import StatespanError
+from statespan.ladder import figures as keeping
 from statespan.ladder import ledger, material, recipe, row, tables, workers
 from statespan.ladder.figures import askable, read_gold
 from statespan.ladder.recipe import Entry, Recipe, Sweep, Text
@@ -222,7 +223,7 @@ def test_the_winner_is_as_if_it_had_been_trained_alone(whole, folder, tmp_path):
 
 
 @pytest.mark.parametrize("trials_done", [5])
-def test_a_killed_sweep_goes_on_to_the_same_figures(trials_done, whole, folder, tmp_path):
+def test_a_killed_sweep_goes_on_to_the_same_figures(trials_done, whole, folder, tmp_path, monkeypatch):
     code = f"import test_sweep; test_sweep.main({str(folder)!r}, {str(tmp_path)!r})"
     where = Path(__file__).parent
     process = subprocess.Popen([sys.executable, "-c", code], cwd=where, start_new_session=True)
@@ -237,6 +238,7 @@ def test_a_killed_sweep_goes_on_to_the_same_figures(trials_done, whole, folder, 
         happened = list(events)
     assert sum(isinstance(e, Paused | Finished) for e in happened) < 14, "what was done is not done again"
     assert figures(tmp_path) == figures(whole[0])
+    monkeypatch.setattr(keeping, "tagging_rows", None)  # what is there is not asked again
     done = begun(folder, tmp_path, resume=True)
     with closing(done.train()) as events:
         assert not list(events), "nothing is left to do"

@@ -50,7 +50,7 @@ def keep(
     winner: Entry,
     point: Mapping[str, Any],
 ) -> None:
-    """Add the figures of a trained row to the results files.
+    """Add the figures of a trained row to the results files, but for those that are there.
 
     Args:
         recipe: of the row.
@@ -71,10 +71,11 @@ def keep(
         raise StatespanError(f"{workers.folder_of(out, winner)}: the winner's record is gone; train it again")
     told = f"{name}: {', '.join(f'{k}={v}' for k, v in point.items())}"
     made = ledger.of_record(record, rung, material.name, told, recipe.seed, DEVICE)
-    ledger.append(results / ledger.LADDER, [made])
-    if gold is not None:
-        model, _ = load_with_extra(workers.folder_of(out, winner) / row.MODEL)
-        ledger.append(results / ledger.TAGGING, tagging_rows(model, find(winner.rung), gold, made))
+    new = ledger.append(results / ledger.LADDER, [made])
+    if gold is None or (not new and ledger.holds(results / ledger.TAGGING, made)):
+        return
+    model, _ = load_with_extra(workers.folder_of(out, winner) / row.MODEL)
+    ledger.append(results / ledger.TAGGING, tagging_rows(model, find(winner.rung), gold, made))
 
 
 def tagging_rows(model: Any, rung: Rung, gold: Mapping[str, Gold], made: Mapping[str, Any]) -> list[dict[str, Any]]:

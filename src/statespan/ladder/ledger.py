@@ -82,6 +82,17 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> int:
     return len(new)
 
 
+def holds(path: Path, row: Mapping[str, Any]) -> bool:
+    """Whether a results file has a row of this rung, text, size, recipe and seed.
+
+    Args:
+        path: the file.
+        row: by column.
+    """
+    wanted = [_plain(row[column]) for column in BEGIN]
+    return any([there[column] for column in BEGIN] == wanted for there in read(path))
+
+
 def read(path: Path) -> list[dict[str, str]]:
     """The rows of a results file; none where it is not there.
 
