@@ -146,7 +146,7 @@ def test_hindsight_is_near_that_of_every_path(method: Any, error: float):
 
 
 def test_drawn_paths_follow_the_posterior():
-    model, n = jumpy(), 2000
+    model, n = jumpy(), 1000
     y = holed(model, 4)
     truth = enumerated(model, y)
     drawn = model.sample_posterior(y, n=n, seed=0, method=ss.GaussianSum(8, order=2))
@@ -188,9 +188,7 @@ def test_a_forecast_goes_on_as_the_paths_do():
     assert ahead.mean.shape == (2, 3)
 
 
-@pytest.mark.parametrize(
-    "method", [ss.GaussianSum(), ss.GaussianSum(3), ss.InteractingMultipleModel(), ss.RaoBlackwellised(3)]
-)
+@pytest.mark.parametrize("method", [ss.GaussianSum(2), ss.InteractingMultipleModel(), ss.RaoBlackwellised(3)])
 def test_one_regime_is_the_kalman_filter(method: Any):
     model = jumpy(1)
     move, show, start = model.transition.dynamics[0], model.emission.vectors[0], model.initial.vectors[0]
@@ -322,8 +320,8 @@ def test_a_jump_that_does_not_look_is_a_chain():
     chain = ss.SwitchingLinear(ss.Dense(2), list(model.transition.dynamics)).double()
     chain.chain.set_probs(model.transition.logits.softmax(-1))
     plain = ss.StateSpace(model.initial, chain, model.emission)
-    y = plain.sample(2, 9, seed=0)[1]
-    for method in (ss.GaussianSum(), ss.GaussianSum(3), ss.InteractingMultipleModel()):
+    y = plain.sample(2, 6, seed=0)[1]
+    for method in (ss.GaussianSum(2), ss.InteractingMultipleModel()):
         a, b = model.smooth(y, method=method), plain.smooth(y, method=method)
         assert_close(a.log_prob, b.log_prob, **TIGHT)
         assert_close(a.probs, b.probs, **TIGHT)
@@ -337,11 +335,11 @@ def test_a_jump_that_does_not_look_is_a_chain():
 
 def test_em_never_falls_and_its_bound_is_one():
     true, model = jumpy(2, seed=2), jumpy(2, seed=5)
-    y = true.sample(3, 6, seed=0)[1]
-    y[0, 2], y[1, 4, 0] = math.nan, math.nan
-    each, em = [], ss.EM(iterations=6, tolerance=0)
+    y = true.sample(3, 5, seed=0)[1]
+    y[0, 2], y[1, 3, 0] = math.nan, math.nan
+    each, em = [], ss.EM(iterations=4, tolerance=0)
     em.callback = lambda i, value: each.append(sum(enumerated(model, row[:end]).log_prob for row, end in rows))
-    rows = [(y[0], 6), (y[1], 5), (y[2], 1)]
+    rows = [(y[0], 5), (y[1], 4), (y[2], 1)]
     before = sum(enumerated(model, row[:end]).log_prob for row, end in rows)
     model.fit([row[:end] for row, end in rows], by=em, hold=["emission"])  # so little data has no noise of its own
     truths = [before, *each[:-1]]
@@ -369,9 +367,9 @@ def test_em_of_one_regime_is_that_of_the_linear_model():
 def test_the_collapsed_likelihood_is_climbed():
     model = looking(0.5)
     y = looking(2.0).sample(2, 8, seed=0)[1]
-    fitter = ss.LBFGS(iterations=2)
+    fitter = ss.LBFGS(iterations=1)
     model.fit(y, by=fitter)
-    assert fitter.history[-1] > fitter.history[0] + 0.5
+    assert fitter.history[-1] > fitter.history[0] + 0.1
     with pytest.raises(ss.StatespanError, match="no closed form"):
         model.fit(y, by=ss.EM(iterations=1))
 
