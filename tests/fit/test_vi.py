@@ -166,6 +166,28 @@ def test_the_bound_never_falls(kind: str, holes: float):
     assert rises(vi.history)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_mixtures_of_normals(kind: str):
+    rows = [r.masked_fill(torch.rand(r.shape) < 0.2, math.nan) for r in vectors()]
+    one, other = ss.VI(iterations=15, tolerance=0), ss.VI(iterations=15, tolerance=0)
+    emission = ss.GaussianMixture(2, components=2, covariance=kind)
+    model = ss.hmm(states=2, emission=emission, seed=0).fit(rows, by=one)
+    assert rises(one.history)
+    assert one.posterior.emission.concentration.shape == (2, 2)
+    mean = one.posterior.emission.concentration.detach()
+    assert_close(model.emission.weights.detach(), mean / mean.sum(-1, keepdim=True))
+    # One component a state is a normal a state.
+    plain = ss.hmm(states=2, emission=ss.Gaussian(2, kind), seed=0)
+    single = ss.hmm(states=2, emission=ss.GaussianMixture(2, components=1, covariance=kind), seed=0)
+    single.emission.normals.load_state_dict(plain.emission.state_dict())
+    single.transition.load_state_dict(plain.transition.state_dict())
+    plain.fit(rows, by=one)
+    single.fit(rows, by=other)
+    assert_close(one.history, other.history, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ss.StatespanError, match=r"VI\(components=\)"):
+        model.fit(rows, by=ss.VI(components=[1.0, 1.0, 1.0]))
+
+
 def test_the_bound_chooses_and_a_state_that_is_not_needed_falls_back_to_the_prior():
     truth = ss.hmm(
         transition=[[0.9, 0.1], [0.1, 0.9]],
@@ -214,7 +236,7 @@ def test_the_prior_of_a_part_is_taken():
         ss.hmm(states=3, transition=ss.Dense(3, concentration=alpha), emission=ss.Categorical(4), seed=0).fit(
             rows, by=vi
         )
-    assert_close(by[0].posterior.transition.prior, by[1].posterior.transition.prior)
+    assert_close(by[0].posterior.transition.dirichlet.prior, by[1].posterior.transition.dirichlet.prior)
 
 
 @pytest.mark.parametrize(

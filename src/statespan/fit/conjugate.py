@@ -17,7 +17,8 @@ from torch.distributions import Distribution
 from statespan.errors import StatespanError
 from statespan.kernels.symbol_sums import symbol_sums
 from statespan.part import FiniteEmission, FiniteInitial, MatrixTransition, Part
-from statespan.parts.emissions import Categorical, Gaussian
+from statespan.parts.emissions import Categorical, Gaussian, GaussianMixture
+from statespan.parts.emissions.mixture import divided
 from statespan.parts.finite import Dense
 from statespan.parts.initial import Start
 from statespan.sequences import Sequences
@@ -86,6 +87,36 @@ def _alpha(given: Any, own: Tensor, probs: Tensor, name: str) -> Tensor:
     return torch.where(probs > 0, alpha.expand_as(probs), 0.0)
 
 
+class Dirichlets(nn.Module):
+    """Dirichlet posteriors over the last axis, and the prior they are measured against; 0 where a share must be.
+
+    Args:
+        prior: its parameters, (..., n).
+        counts: what the beginning is worth beside it, (..., n).
+    """
+
+    def __init__(self, prior: Tensor, counts: Tensor):
+        super().__init__()
+        self.prior, self.concentration = prior, nn.Parameter(prior + counts)
+
+    def expected_log(self) -> Tensor:
+        """E log p."""
+        return expected_log(self.concentration)
+
+    def divergence(self) -> Tensor:
+        """From the prior, of all rows together."""
+        return dirichlet_divergence(self.concentration, self.prior).sum()
+
+    def mean(self) -> Tensor:
+        """E p."""
+        return self.concentration.detach() / self.concentration.detach().sum(-1, keepdim=True)
+
+    @torch.no_grad()
+    def update(self, counts: Tensor) -> None:
+        """Prior plus expected counts."""
+        self.concentration.copy_(self.prior + torch.where(self.prior > 0, counts, 0.0))
+
+
 class DirichletStart(Part, FiniteInitial):
     """A Dirichlet posterior of the first state's probabilities.
 
@@ -97,26 +128,30 @@ class DirichletStart(Part, FiniteInitial):
 
     def __init__(self, part: Start, prior: Tensor, weight: float):
         super().__init__()
-        self.states, self.prior = part.states, prior
+        self.states: Any = part.states
         self._part = (part,)  # in a tuple: it is no child of this module
-        self.concentration = nn.Parameter(prior + weight * part.probs().detach())
+        self.dirichlet = Dirichlets(prior, weight * part.probs().detach())
+
+    @property
+    def concentration(self) -> Tensor:
+        """Its parameters, (K,)."""
+        return self.dirichlet.concentration
 
     def probs(self) -> Tensor:
         """exp(E log p), (K,)."""
-        return expected_log(self.concentration).exp()
+        return self.dirichlet.expected_log().exp()
 
     def log_prior(self) -> Tensor:
         """Minus the divergence from the prior."""
-        return -dirichlet_divergence(self.concentration, self.prior)
+        return -self.dirichlet.divergence()
 
-    @torch.no_grad()
     def maximize(self, counts: Tensor) -> None:
         """Prior plus expected counts."""
-        self.concentration.copy_(self.prior + torch.where(self.prior > 0, counts, 0.0))
+        self.dirichlet.update(counts)
 
     def settle(self) -> None:
         """Leave the part at the mean."""
-        self._part[0].set_probs(_mean(self.concentration.detach()))
+        self._part[0].set_probs(self.dirichlet.mean())
 
 
 class DirichletRows(Part, MatrixTransition):
@@ -130,27 +165,31 @@ class DirichletRows(Part, MatrixTransition):
 
     def __init__(self, part: Dense, prior: Tensor, weight: float):
         super().__init__()
-        self.states, self.prior = part.states, prior
+        self.states: Any = part.states
         self._part = (part,)
-        self.concentration = nn.Parameter(prior + weight * part.probs.detach())
+        self.dirichlet = Dirichlets(prior, weight * part.probs.detach())
+
+    @property
+    def concentration(self) -> Tensor:
+        """Its parameters, (K, K)."""
+        return self.dirichlet.concentration
 
     @property
     def probs(self) -> Tensor:
         """exp(E log A), (K, K)."""
-        return expected_log(self.concentration).exp()
+        return self.dirichlet.expected_log().exp()
 
     def log_prior(self) -> Tensor:
         """Minus the divergence from the prior."""
-        return -dirichlet_divergence(self.concentration, self.prior).sum()
+        return -self.dirichlet.divergence()
 
-    @torch.no_grad()
     def maximize(self, counts: Tensor) -> None:
         """Prior plus expected counts."""
-        self.concentration.copy_(self.prior + torch.where(self.prior > 0, counts, 0.0))
+        self.dirichlet.update(counts)
 
     def settle(self) -> None:
         """Leave the part at the mean."""
-        self._part[0].set_probs(_mean(self.concentration.detach()))
+        self._part[0].set_probs(self.dirichlet.mean())
 
 
 class DirichletSymbols(Part, FiniteEmission):
@@ -164,13 +203,18 @@ class DirichletSymbols(Part, FiniteEmission):
 
     def __init__(self, part: Categorical, prior: Tensor, weight: float):
         super().__init__()
-        self.states, self.event, self.prior = part.states, part.event, prior
+        self.states, self.event = part.states, part.event
         self._part = (part,)
-        self.concentration = nn.Parameter(prior + weight * part.probs.detach())
+        self.dirichlet = Dirichlets(prior, weight * part.probs.detach())
+
+    @property
+    def concentration(self) -> Tensor:
+        """Its parameters, (K, V)."""
+        return self.dirichlet.concentration
 
     def constants(self) -> Tensor:
         """E log p, by symbol, (V, K)."""
-        return expected_log(self.concentration).T.contiguous()
+        return self.dirichlet.expected_log().T.contiguous()
 
     def log_likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Tensor) -> Tensor:
         """E log p(y | k), (T, B, K)."""
@@ -178,11 +222,11 @@ class DirichletSymbols(Part, FiniteEmission):
 
     def mixture(self, probs: Tensor, u: Tree, constants: Tensor) -> Distribution:
         """Symbols under the posterior mean."""
-        return CategoricalDistribution(probs=probs @ _mean(self.concentration), validate_args=False)
+        return CategoricalDistribution(probs=probs @ self.dirichlet.mean(), validate_args=False)
 
     def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The likeliest symbol under the posterior mean."""
-        return (weights @ _mean(self.concentration)).argmax(-1)
+        return (weights @ self.dirichlet.mean()).argmax(-1)
 
     def statistics(self, y: Tensor, u: Tree, weights: Tensor, observed: Tensor | None) -> Tensor:
         """Expected counts, (V, K)."""
@@ -192,20 +236,15 @@ class DirichletSymbols(Part, FiniteEmission):
 
     def log_prior(self) -> Tensor:
         """Minus the divergence from the prior."""
-        return -dirichlet_divergence(self.concentration, self.prior).sum()
+        return -self.dirichlet.divergence()
 
-    @torch.no_grad()
     def maximize(self, stats: Tensor) -> None:
         """Prior plus expected counts."""
-        self.concentration.copy_(self.prior + torch.where(self.prior > 0, stats.T, 0.0))
+        self.dirichlet.update(stats.T)
 
     def settle(self) -> None:
         """Leave the part at the mean."""
-        self._part[0].set_probs(_mean(self.concentration.detach()))
-
-
-def _mean(concentration: Tensor) -> Tensor:
-    return concentration / concentration.sum(-1, keepdim=True)
+        self._part[0].set_probs(self.dirichlet.mean())
 
 
 def _pinned(part: Any) -> bool:
@@ -409,3 +448,87 @@ def _(part: Gaussian, by: "VI", data: Sequences) -> NormalWishart:
         if scale.shape != (d, d) or not bool(torch.linalg.cholesky_ex(scale).info == 0):
             raise StatespanError(f"VI(scale=) is {tuple(scale.shape)}; give a number above 0 or a covariance {(d, d)}")
     return NormalWishart(part, centre, float(by.strength), freedom, scale, by.share(part))
+
+
+# ------------------------------------------------------------------------------------------------ mixtures
+
+
+class DirichletMixture(Part, FiniteEmission):
+    """A mixture of normals in each state: Dirichlet posteriors of the weights, normal-Wishart ones of the normals.
+
+    Which component an observation came from is a hidden state beside the chain's: it is summed out with it, exactly.
+
+    Args:
+        part: the emission whose parameters they are.
+        prior: the Dirichlets' parameters, (K, M).
+        normals: the normals' posteriors, of all components of all states.
+        weight: how many observations the beginning of each state is worth.
+
+    Source:
+        Bishop 2006, section 10.2.
+    """
+
+    def __init__(self, part: GaussianMixture, prior: Tensor, normals: NormalWishart, weight: float):
+        super().__init__()
+        self.states: Any = part.states
+        self.event, self.normals = part.event, normals
+        self._part = (part,)
+        self.dirichlet = Dirichlets(prior, weight * part.weights.detach())
+
+    @property
+    def concentration(self) -> Tensor:
+        """Its parameters, (K, M)."""
+        return self.dirichlet.concentration
+
+    def constants(self) -> tuple[Tensor, Tree]:
+        """E log weights, and the normals' own."""
+        return self.dirichlet.expected_log(), self.normals.constants()
+
+    def _joint(self, y: Tensor, u: Tree, observed: Tensor | None, constants: tuple[Tensor, Tree]) -> Tensor:
+        """E log p(y, component | k), (T, B, K, M)."""
+        log = self.normals.log_likelihood(y, u, observed, constants[1])
+        return log.unflatten(-1, constants[0].shape) + constants[0]
+
+    def log_likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: tuple[Tensor, Tree]) -> Tensor:
+        """Log of the sum over components of exp(E log p(y, component | k)), (T, B, K)."""
+        return self._joint(y, u, observed, constants).logsumexp(-1)
+
+    def _shares(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
+        constants = self.constants()
+        return divided(self._joint(y, u, observed, constants), observed, constants[0], weights)
+
+    def mixture(self, probs: Tensor, u: Tree, constants: tuple[Tensor, Tree]) -> Distribution:
+        """All components of all states at the expectation."""
+        return self.normals.mixture((probs[..., None] * self.dirichlet.mean()).flatten(-2), u, constants[1])
+
+    def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
+        """The mean."""
+        return self.normals.fill(y, u, observed, self._shares(y, u, observed, weights))
+
+    @torch.no_grad()
+    def statistics(self, y: Tensor, u: Tree, weights: Tensor, observed: Tensor | None) -> GaussianMixture.Stats:
+        """Sums by component."""
+        shares = self._shares(y, u, observed, weights)
+        counts = shares.flatten(0, 1).sum(0).view(self.concentration.shape)
+        return GaussianMixture.Stats(counts, self.normals.statistics(y, u, shares, observed))
+
+    def log_prior(self) -> Tensor:
+        """Minus the divergences from the priors."""
+        return self.normals.log_prior() - self.dirichlet.divergence()
+
+    def maximize(self, stats: GaussianMixture.Stats) -> None:
+        """Each by its own."""
+        self.dirichlet.update(stats.weight)
+        self.normals.maximize(stats.normals)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Leave the part at the means."""
+        self._part[0].logits.copy_(self.dirichlet.mean().log())
+        self.normals.settle()
+
+
+@believe.register(GaussianMixture)
+def _(part: GaussianMixture, by: "VI", data: Sequences) -> DirichletMixture:
+    prior = _alpha(by.components, part.extra, part.weights.detach(), "components")
+    return DirichletMixture(part, prior, believe(part.normals, by, data), by.share(part))

@@ -11,7 +11,18 @@ from statespan.fit.em import EM, closed_form, group, notes, observations, take
 from statespan.fit.fitting import Fitter, restart
 from statespan.method import Statistics
 from statespan.methods import method_for
-from statespan.parts.emissions import Categorical, Gaussian
+from statespan.parts.emissions import (
+    AdditiveGaussian,
+    Categorical,
+    FactorGaussian,
+    Gaussian,
+    GaussianMixture,
+    LinearRegression,
+    Multinomial,
+    NegativeBinomial,
+    ProductEmission,
+    StudentT,
+)
 from statespan.parts.emissions.exponential import ExponentialFamily
 from statespan.sequences import Sequences
 from statespan.tree import Tree, leaves, replace_leaves
@@ -144,18 +155,66 @@ def restate(part: Any, stats: Tree, before: dict[str, torch.Tensor]) -> Tree:
 
 
 @restate.register(Categorical)
+@restate.register(Multinomial)
+@restate.register(NegativeBinomial)
 @restate.register(ExponentialFamily)
 def _(part: Any, stats: Tree, before: dict[str, torch.Tensor]) -> Tree:
     return stats
 
 
 @restate.register(Gaussian)
+@restate.register(FactorGaussian)
 @torch.no_grad()
-def _(part: Gaussian, stats: Gaussian.Stats, before: dict[str, torch.Tensor]) -> Gaussian.Stats:
-    moved, weight, first, second = part.mean - before["mean"], stats.weight, stats.first, stats.second
+def _(part: Any, stats: Any, before: dict[str, torch.Tensor]) -> Any:
+    first, second = _about(part.mean - before["mean"], stats.weight, stats.first, stats.second)
+    return stats._replace(first=first, second=second)
+
+
+@restate.register(StudentT)
+@torch.no_grad()
+def _(part: StudentT, stats: StudentT.Stats, before: dict[str, torch.Tensor]) -> StudentT.Stats:
+    first, second = _about(part.loc - before["normal.mean"], stats.counted, stats.first, stats.second)
+    return stats._replace(first=first, second=second)
+
+
+def _about(moved: torch.Tensor, weight: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> tuple[Any, Any]:
+    """Sums of x and of its squares, or of x x', about a mean (K, D) that has moved."""
+    now = first - weight[:, None] * moved
     if second.dim() == 2:
-        second = second - 2 * moved * first + weight[:, None] * moved.square()
-    else:
-        cross = moved[:, :, None] * first[:, None]
-        second = second - cross - cross.mT + weight[:, None, None] * moved[:, :, None] * moved[:, None]
-    return Gaussian.Stats(weight, first - weight[:, None] * moved, second)
+        return now, second - 2 * moved * first + weight[:, None] * moved.square()
+    cross = moved[:, :, None] * first[:, None]
+    return now, second - cross - cross.mT + weight[:, None, None] * moved[:, :, None] * moved[:, None]
+
+
+@restate.register(GaussianMixture)
+def _(part: GaussianMixture, stats: GaussianMixture.Stats, before: dict[str, torch.Tensor]) -> GaussianMixture.Stats:
+    return stats._replace(normals=restate(part.normals, stats.normals, _below("normals", before)))
+
+
+@restate.register(ProductEmission)
+def _(part: ProductEmission, stats: tuple, before: dict[str, torch.Tensor]) -> tuple:
+    each = enumerate(zip(part.emissions, stats, strict=True))
+    return tuple(restate(e, sums, _below(f"emissions.{i}", before)) for i, (e, sums) in each)
+
+
+def _below(name: str, before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a part within the part was."""
+    return {key.removeprefix(f"{name}."): value for key, value in before.items() if key.startswith(f"{name}.")}
+
+
+@restate.register(LinearRegression)
+@torch.no_grad()
+def _(part: LinearRegression, stats: LinearRegression.Stats, before: dict[str, torch.Tensor]) -> LinearRegression.Stats:
+    moved = part.coefficients - before["coefficients"]  # (K, D, F)
+    across = moved @ stats.cross.mT
+    square = stats.square - across - across.mT + moved @ stats.design @ moved.mT
+    return stats._replace(cross=stats.cross - moved @ stats.design, square=square)
+
+
+@restate.register(AdditiveGaussian)
+@torch.no_grad()
+def _(part: AdditiveGaussian, stats: AdditiveGaussian.Stats, before: dict[str, torch.Tensor]) -> AdditiveGaussian.Stats:
+    moved = part.table - before["table"]  # (P, D)
+    across = moved.T @ stats.cross
+    squares = stats.squares - across - across.T + moved.T @ stats.states @ moved
+    return stats._replace(cross=stats.cross - stats.states @ moved, squares=squares)

@@ -22,8 +22,9 @@ class VI(Fitter):
         log p(y) >= log of the sum over z of exp(E log p(y, z)) - KL(q(parameters) || prior),
 
     where E is over q(parameters). Each part's posterior is a part too (`fit/conjugate.py`), and EM over these does it:
-    initial and transition Dirichlet, symbols Dirichlet, vectors normal-inverse-Wishart. A state that the data do not
-    need falls back to its prior. A part without a conjugate posterior here is moved to its best point.
+    initial and transition Dirichlet, symbols Dirichlet, vectors normal-inverse-Wishart, and so the components of
+    Gaussian mixtures, with Dirichlet weights. A state that the data do not need falls back to its prior. A part without
+    a conjugate posterior here is moved to its best point.
 
     After a fit the model lies at the posterior mean, and `posterior` is a state space of the three posteriors:
     `.initial.concentration`, `.transition.concentration`, `.emission.concentration`, or `.emission.mean`, `.strength`,
@@ -43,6 +44,8 @@ class VI(Fitter):
         tolerance: stop when the bound of an observation rises by less than this; 0 never stops.
         batch: how many sequences the E-step takes at once.
         callback: called after each iteration with its number, from 1, and the bound.
+        components: alpha of the weights of a mixture's components, one number or (K, M); None is the part's own
+            `concentration` where it has one, else 1 / M.
 
     Raises:
         StatespanError: a prior that is none, a part that is held in part, a part that has no closed form.
@@ -74,7 +77,9 @@ class VI(Fitter):
         tolerance: float = 1e-6,
         batch: int = 4096,
         callback: Callable[[int, float], None] | None = None,
+        components: Any = None,
     ):
+        self.components = components
         self.initial, self.transition, self.symbols = initial, transition, symbols
         self.mean, self.strength, self.freedom, self.scale = mean, strength, freedom, scale
         self.em, self.callback = EM(iterations, tolerance, batch, callback=self._tell), callback

@@ -135,11 +135,7 @@ class GaussianMixture(Part, FiniteEmission, Generative):
 
     def _shares(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """State weights divided among the components, (T, B, K M); where no row is there, by the prior weights."""
-        log = self._joint(y, u, observed, self.constants())
-        if observed is not None:
-            some = observed if observed.dim() == 2 else observed.any(-1)
-            log = torch.where(some[..., None, None], log, self.logits)
-        return (log.softmax(-1) * weights[..., None]).flatten(-2)
+        return divided(self._joint(y, u, observed, self.constants()), observed, self.logits, weights)
 
     def log_prior(self) -> Tensor:
         """The Dirichlet's sum of (alpha - 1) log w."""
@@ -176,3 +172,11 @@ class GaussianMixture(Part, FiniteEmission, Generative):
             at = slice(k * self.components, (k + 1) * self.components)
             self.normals.mean[at] = spread_out(mine, self.components)[0]
         self.logits.zero_()
+
+
+def divided(log: Tensor, observed: Tensor | None, prior: Tensor, weights: Tensor) -> Tensor:
+    """State weights (T, B, K) among components, (T, B, K M), by log p(y, component | k); `prior` where no row is."""
+    if observed is not None:
+        some = observed if observed.dim() == 2 else observed.any(-1)
+        log = torch.where(some[..., None, None], log, prior)
+    return (log.softmax(-1) * weights[..., None]).flatten(-2)
