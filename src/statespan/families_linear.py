@@ -178,8 +178,8 @@ def continuous(
     Example:
         >>> import statespan as ss
         >>> walk = ss.continuous(drift=[[0.0]], observation=[[1.0]], initial="diffuse")
-        >>> walk.smooth([0.0, None, 3.0], inputs=[0.0, 1.0, 2.0]).mean[1].item()
-        1.0
+        >>> round(walk.smooth([0.0, None, 3.0], inputs=[0.0, 1.0, 2.0]).mean[1].item(), 6)
+        1.2
     """
     f = _square(_needed(_matrix(drift, "drift", 2), "drift"), "drift")
     size = len(f)

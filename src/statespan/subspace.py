@@ -52,7 +52,7 @@ def subspace(y: Any, state: int, lags: int | None = None, lengths: Any = None, i
     lags = min(max(2 * state, 5), max((longest - 1) // 3, 1)) if lags is None else lags
     if state < 1 or lags < 1 or lags * outputs < state:
         raise StatespanError(
-            f"subspace(state={state}, lags={lags}): {outputs} columns take lags of D / {outputs} or more"
+            f"subspace(state={state}, lags={lags}): give a state of at least 1, and lags times {outputs} no less"
         )
     there = data.within if data.present is None else data.present
     there = there.all(-1) if there.dim() == 3 else there

@@ -168,8 +168,8 @@ class Linear(Part, LinearPart, Generative):
     Example:
         >>> Linear(2).matrix.shape
         torch.Size([2, 2])
-        >>> Linear(1, stable=0.9).stable_matrix.item()
-        0.9
+        >>> Linear(1, stable=0.5).stable_matrix.item()
+        0.5
     """
 
     event: Event
