@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from statespan.files import write_bytes
-from statespan.ladder import ledger
-from statespan.ladder.charts import Axis, escape
+from statespan.ladder import drawings, ledger
+from statespan.ladder.drawings import Mark, Point
 from statespan.ladder.rungs import LADDER
 
 TAGGING: Mapping[str, tuple[float, float]] = {
@@ -45,8 +45,8 @@ def write(folder: Path) -> list[Path]:
     rows, tagged = ledger.read(folder / ledger.LADDER), ledger.read(folder / ledger.TAGGING)
     pages = {
         "tables.md": _page(rows, tagged),
-        "figure-2.svg": perplexities(best(rows)),
-        "figure-3.svg": scatter(tagged, rows),
+        "figure-2.svg": drawings.perplexities([_mark(row, best(rows)) for row in best(rows)]),
+        "figure-3.svg": drawings.scatter(_points(tagged, rows)),
     }
     for name, page in pages.items():
         write_bytes(folder / name, page.encode())
@@ -142,75 +142,25 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-# ---------------------------------------------------------------------------------------------------- figures
-
-WIDE, LEFT, RIGHT, HIGH = 760, 260, 40, 22
-
-
-def perplexities(rows: Sequence[Row]) -> str:
-    """Figure 2: the dev perplexity of each rung, a dot; the paper's, a ring.
-
-    Args:
-        rows: of `best`.
-    """
-    shown = [(f"{row['rung']} ({_size(row)})", ledger.number(row["dev_perplexity"]), _paper(row)) for row in rows]
-    axis = Axis.around([value for _, *pair in shown for value in pair], log=True)
-    marks = []
-    for i, (name, ours, paper) in enumerate(shown):
-        y = 30 + i * HIGH
-        marks.append(_text(LEFT - 10, y + 4, name, "end"))
-        marks += [_dot(_across(axis, value), y, full) for value, full in ((paper, False), (ours, True)) if value]
-    bottom = 30 + len(shown) * HIGH
-    for tick in axis.ticks():
-        marks.append(_text(_across(axis, tick), bottom + 14, f"{tick:g}", "middle"))
-    marks.append(_text(LEFT, bottom + 34, "dev perplexity: dots ours, rings the paper's", "start"))
-    return _svg("Dev perplexity of the rungs", WIDE, bottom + 44, marks)
+def _mark(row: Row, rows: Sequence[Row]) -> Mark:
+    """A line of figure 2; sizes are told where there are several."""
+    several = len({(other["corpus"], _size(other)) for other in rows}) > 1
+    name = f"{row['rung']} ({_size(row)})" if several else row["rung"]
+    return Mark(name, ledger.number(row["dev_perplexity"]), _paper(row))
 
 
-def scatter(tagged: Sequence[Row], rows: Sequence[Row]) -> str:
-    """Figure 3: tagging accuracy against dev perplexity, a dot a rung and protocol, the state carried.
-
-    Args:
-        tagged: rows of `tagging.csv`.
-        rows: rows of `ladder.csv`, from which the perplexities are.
-    """
+def _points(tagged: Sequence[Row], rows: Sequence[Row]) -> list[Point]:
+    """The points of figure 3: tagging accuracy and dev perplexity of a rung asked in one way, the state carried."""
     where = {_same(row): ledger.number(row["dev_perplexity"]) for row in rows}
-    points = [(row, where.get(_same(row)), _percent(row["dev_accuracy"])) for row in tagged]
-    points = [(row, x, y) for row, x, y in points if x is not None and y is not None]
-    across, up = Axis.around([x for _, x, _ in points], log=True), Axis.around([y for *_, y in points], log=False)
-    high, marks = 420, []
-    for row, x, y in points:
-        at, top = _across(across, x), 20 + high * (1 - up.at(y) / 100)
-        seen = row["protocol"] in ("filtered", "viterbi")
-        marks += [_dot(at, top, seen), _text(at + 8, top + 4, f"{row['rung']}, {row['protocol']}", "start")]
-    marks += [_text(_across(across, tick), high + 40, f"{tick:g}", "middle") for tick in across.ticks()]
-    marks += [_text(LEFT - 10, 24 + high * (1 - up.at(tick) / 100), f"{tick:g} %", "end") for tick in up.ticks()]
-    words = "dev accuracy of PTB tags against dev perplexity: dots have seen the word, rings have not"
-    marks.append(_text(LEFT, high + 62, words, "start"))
-    return _svg("Tagging accuracy against perplexity", WIDE + 220, high + 74, marks)
+    points = []
+    for row in tagged:
+        across, up = where.get(_same(row)), _percent(row["dev_accuracy"])
+        if across is not None and up is not None:
+            seen = row["protocol"] in ("filtered", "viterbi")
+            points.append(Point(f"{row['rung']}, {row['protocol']}", across, up, seen))
+    return points
 
 
 def _same(row: Row) -> tuple[str, ...]:
     """What a row of both files is of."""
     return tuple(row[name] for name in ledger.BEGIN)
-
-
-def _across(axis: Axis, value: float) -> float:
-    return LEFT + (WIDE - LEFT - RIGHT) * axis.at(value) / 100
-
-
-def _dot(x: float, y: float, full: bool) -> str:
-    fill = "#1f5f99" if full else "none"
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{fill}" stroke="#1f5f99" stroke-width="1.5"/>'
-
-
-def _text(x: float, y: float, words: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
-
-
-def _svg(title: str, wide: int, high: int, marks: Sequence[str]) -> str:
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" font-family="sans-serif" font-size="12">'
-    )
-    ground = '<rect width="100%" height="100%" fill="white"/>'
-    return "\n".join([head, f"<title>{escape(title)}</title>", ground, *marks, "</svg>", ""])
