@@ -136,12 +136,17 @@ def test_a_sum_with_room_for_every_path_is_exact(states: int, length: int):
 def test_hindsight_is_near_that_of_every_path(method: Any, error: float):
     model = jumpy()
     y = holed(model)
-    truth, known = enumerated(model, y), model.smooth(y, method=method)
+    truth, known = enumerated(model, y), model.smooth(y, method=method, pairs=True)
     assert_close(known.probs, truth.probs, rtol=0, atol=error)
     assert_close(known.mean, truth.mean, rtol=0, atol=error)
     assert_close(known.covariance, truth.covariance, rtol=0, atol=2 * error)
     assert_close(model.impute(y, method=method), truth.y, rtol=0, atol=2 * error)
     assert torch.equal(model.decode(y, method=method), truth.probs.argmax(-1))
+    pairs = torch.zeros_like(known.pairs)
+    for path, weight in zip(truth.paths, truth.weights, strict=True):
+        for t, both in enumerate(itertools.pairwise(path)):
+            pairs[(t, *both)] += weight
+    assert_close(known.pairs, pairs, rtol=0, atol=error)
     assert not known.exact
 
 

@@ -10,7 +10,7 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from statespan.belief import Gaussian, MixtureOfGaussians, averaged
 from statespan.errors import StatespanError
-from statespan.method import Expected, Method, Prepared, walk_back
+from statespan.method import Expected, Hindsight, Method, Prepared, run
 from statespan.methods.finite import excluded_states
 from statespan.methods.kalman import (
     Kalman,
@@ -36,7 +36,7 @@ from statespan.parts.switching_linear import (
 )
 from statespan.sequences import Sequences
 from statespan.shapes import Float
-from statespan.tree import Shared, Tree, stack, tree_map
+from statespan.tree import Shared, Tree, stack, tree_map, unstack
 
 MOST_NODES = 150
 """A quadrature grid of more points than this gives way to the cubature rule."""
@@ -213,8 +213,8 @@ def observations(emission: Affine, data: Sequences) -> Observation:
 
 def corrected(
     transition: Any, belief: MixtureOfGaussians, move: Moves, later: MixtureOfGaussians, nodes: Nodes
-) -> MixtureOfGaussians:
-    r"""z_t and its regime under a belief about z_{t+1} and its regime, by expectation correction.
+) -> tuple[MixtureOfGaussians, Tensor]:
+    r"""z_t and its regime under a belief about z_{t+1} and its regime, and p(s_t, s_{t+1}), by expectation correction.
 
     Component i of z_t weighs p(j, l | y) E p(i | s_{t+1} = j, z_{t+1}, y_<=t), the average over component l of the
     later belief in regime j, by quadrature. Together with i z_{t+1} has a mean and covariance of its own, from which
@@ -241,7 +241,9 @@ def corrected(
     wide: Any = tree_map(lambda x: x.unsqueeze(3).expand(*size, many, *x.shape[3:]), back)
     known = follow(wide, tilted)
     axes = lambda x: x.unflatten(2, (regimes, each)).movedim(1, 3).flatten(2, 4)  # noqa: E731
-    return MixtureOfGaussians(axes(later.weights[:, :, None] * share), axes(known.mean), axes(known.scale))
+    weights = later.weights[:, :, None] * share
+    pairs = weights.unflatten(2, (regimes, each)).sum((-1, -2)).mT
+    return MixtureOfGaussians(axes(weights), axes(known.mean), axes(known.scale)), pairs
 
 
 def _tilted(z: Tensor, share: Tensor) -> Gaussian:
@@ -260,6 +262,17 @@ def _log_density(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     away = (x - mean).mT.expand(*root.shape[:-1], -1)
     white = torch.linalg.solve_triangular(root, away, upper=False)
     return -0.5 * white.square().sum(-2) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+
+
+def _within(inside: Tensor, now: Tree, past: Tree) -> Tree:
+    """`now` where a sequence goes on, `past` elsewhere."""
+    return tree_map(lambda a, b: torch.where(inside.view(-1, *[1] * (a.dim() - 1)), a, b), now, past)
+
+
+def _unseen(prepared: Prepared, shape: tuple[int, int]) -> Sequences:
+    """The shape of the data alone: what was observed is in `prepared`."""
+    like = prepared.likelihoods.y.y
+    return Sequences(observed=like.new_ones(shape, dtype=torch.bool), lengths=prepared.lengths)
 
 
 # ------------------------------------------------------------------------------------------------- method
@@ -349,13 +362,40 @@ class MixtureFilter(Method):
 
     def backward(self, model: Any, belief: Any, move: Moves, later: Any) -> MixtureOfGaussians:
         """By expectation correction; given the filtered belief exact where `later` is a drawn state."""
-        found = corrected(model.transition, belief.state, move, later.state, self.nodes(model))
+        found, _ = corrected(model.transition, belief.state, move, later.state, self.nodes(model))
         return reduce(found, belief.state.weights.shape[-1])
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> MixtureOfGaussians:
-        """By `backward`."""
-        later = walk_back(model, self, prepared, belief, shape, lambda known: reduce(known, self.remembered))
-        return stack(list(later)[::-1])
+        """By expectation correction."""
+        return self.hindsight(model, prepared, belief, _unseen(prepared, shape)).smoothed
+
+    def smooth_pairs(
+        self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
+    ) -> tuple[MixtureOfGaussians, Float[Tensor, "T1 B K K"]]:
+        """Beside it p(s_t = i, s_{t+1} = j | y), zero past each end."""
+        known = self.hindsight(model, prepared, belief, _unseen(prepared, shape), pairs=True)
+        assert known.pairs is not None
+        return known.smoothed, known.pairs
+
+    def hindsight(self, model: Any, prepared: Prepared, belief: Any, data: Sequences, pairs: bool = False) -> Hindsight:
+        """Filter once, then one loop back."""
+        trace = run(model, self, data, belief, ("filtered", "log_prob"), prepared=prepared)
+        assert trace.log_prob is not None
+        length, nodes = len(trace.log_prob), self.nodes(model)
+        filtered, moves = unstack(trace.filtered, length), unstack(prepared.moves, length)
+        smoothed, joint = [reduce(filtered[-1], self.remembered)], []
+        for t in range(length - 2, -1, -1):
+            now, both = corrected(model.transition, filtered[t], moves[t + 1], smoothed[-1], nodes)
+            now = reduce(now, self.remembered)
+            if prepared.lengths is not None:
+                inside, last = prepared.lengths - 1 > t, reduce(filtered[t], self.remembered)
+                now, both = _within(inside, now, last), _within(inside, both, torch.zeros_like(both))
+            smoothed.append(now)
+            joint.append(both)
+        regimes = model.transition.states
+        blank = trace.log_prob.new_zeros(0, data.shape[1], regimes, regimes)
+        found = None if not pairs else torch.stack(joint[::-1]) if joint else blank
+        return Hindsight(stack(smoothed[::-1]), trace.log_prob, found)
 
     def expect(self, model: Any, constants: Tree, data: Sequences) -> Expected:
         """By a posterior of vectors times one of regimes: its lower bound of log p, and its statistics."""
