@@ -50,7 +50,7 @@ def from_the_beginning(
         return trace
     after = tree_map(lambda x, more: x + more[:, :, None], before, seen.adds)
     filtered = RunLengths(joint - shares[..., None], ages, after)
-    end = torch.full((batch,), length) if prepared.lengths is None else prepared.lengths
+    end = torch.full((batch,), length, device=joint.device) if prepared.lengths is None else prepared.lengths
     return trace._replace(
         predicted=RunLengths(torch.stack(befores) - sooner[..., None], ages, before),
         filtered=filtered,

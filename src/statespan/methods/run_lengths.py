@@ -257,7 +257,7 @@ class RunLengthFilter(Method):
         filtered = [step.filtered for step in scan(model, self, prepared, length, batch)]
         smoothed = self._hindsight(model, prepared, filtered)
         moves, empty = unstack(prepared.moves, length), tree_map(lambda x: x[None, None], model.emission.empty())
-        final = torch.full((batch, 1), length - 1) if data.lengths is None else data.lengths[:, None] - 1
+        final = last_steps(data)
         # Of each step's segments what begins there, less what ended before it: their running sum is what holds it.
         shapes = [x.shape[2:] for x in summaries(model.emission.coefficients(empty, constants.segment))]
         held = [data.y.new_zeros(batch, length + 1, *shape) for shape in shapes]
@@ -289,7 +289,7 @@ class RunLengthFilter(Method):
         length, batch = data.shape
         moves, seen = self.prepare(model, constants, data)
         moves, seen = unstack(moves, length), unstack(seen, length)
-        final = torch.full((batch, 1), length - 1) if data.lengths is None else data.lengths[:, None] - 1
+        final = last_steps(data)
         now = self.init(model, moves[0], batch)
         score = torch.nn.functional.pad(now.log_probs[..., None], (0, k - 1), value=-torch.inf)
         last, origins = (score, now.ages), [(now.ages[:, :1], now.ages[:, :1])]
@@ -324,6 +324,13 @@ class RunLengthFilter(Method):
                     torch.where(begins, place.gather(1, rank), rank),
                 )
         return path, best.values[:, :k]
+
+
+def last_steps(data: Sequences) -> Tensor:
+    """The last step of each sequence, (B, 1)."""
+    length, batch = data.shape
+    ends = torch.full((batch,), length, device=data.device) if data.lengths is None else data.lengths
+    return ends[:, None] - 1
 
 
 def at_age(table: Any, ages: Tensor) -> Tensor:
