@@ -142,6 +142,7 @@ def test_what_is_saved_comes_back(tmp_path):
         (lambda: ss.continuous([[1.0]], gain=np.eye(2), observed=1), "has 2 rows where drift has 1"),
         (lambda: ss.continuous([[1.0]], density=np.eye(2), observed=1), "2 wide where gain has 1"),
         (lambda: ss.continuous([[0.1]], observed=1, initial="stationary"), "no stationary distribution"),
+        (lambda: ss.linear_gaussian(None, 1, np.ones((3, 1, 1)), initial="stationary"), "Scheduled has no one"),
     ],
 )
 def test_refusals(call, words: str):

@@ -110,7 +110,7 @@ class StationaryStart(Part, GaussianInitial, Generative):
             has no parameters of its own and a gradient goes through it. Inputs are left out.
 
     Raises:
-        StatespanError: the dynamics are not stable (when the start is asked for).
+        StatespanError: the move changes in time; the dynamics are not stable (when the start is asked for).
 
     Source:
         Durbin and Koopman, Time Series Analysis by State Space Methods 2012, section 5.6.2.
@@ -124,6 +124,11 @@ class StationaryStart(Part, GaussianInitial, Generative):
 
     def __init__(self, transition: nn.Module):
         super().__init__()
+        if not hasattr(transition, "still"):
+            raise StatespanError(
+                f"{type(transition).__name__} has no one distribution that it keeps; give another start, such as "
+                "initial='diffuse'"
+            )
         self.transition = transition
 
     def gaussian(self, batch: int) -> Gaussian:
