@@ -6,6 +6,7 @@ from statespan.errors import StatespanError, brief
 from statespan.method import Method, lacks
 from statespan.methods.checkpointed import Checkpointed
 from statespan.methods.discrete_kalman import DiscreteKalman
+from statespan.methods.ensemble import EnsembleKalman
 from statespan.methods.forward import Forward
 from statespan.methods.kalman import Kalman
 from statespan.methods.linearisation import Cubature, GaussHermite, Taylor, Unscented
@@ -63,6 +64,7 @@ __all__ = [
     "ConditionalMoments",
     "Cubature",
     "DiscreteKalman",
+    "EnsembleKalman",
     "Forward",
     "GaussHermite",
     "GaussianSum",

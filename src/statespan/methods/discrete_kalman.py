@@ -23,10 +23,11 @@ ROUNDS = 100
 
 
 class Reading(NamedTuple):
-    """y_t, whether it is there, and C and d of its predictors C z + d."""
+    """y_t, whether it is there, the law's base, and C and d of the predictors C z + d."""
 
     y: Tree
     there: Tensor | None
+    base: Tree
     matrix: Tree
     offset: Tree
 
@@ -95,7 +96,8 @@ class DiscreteKalman(Method):
         y = data.y
         if y is not None and data.lengths is not None:  # past its end a sequence may be anything, but possible
             y = torch.where(data.within.view(*data.shape, *[1] * (y.dim() - 2)), y, 0)
-        return moves, Reading(y, data.present, over_time(matrix, 2), over_time(offset, 1))
+        base = None if y is None else model.emission.law.base(y, data.present).double()
+        return moves, Reading(y, data.present, base, over_time(matrix, 2), over_time(offset, 1))
 
     def init(self, model: Any, move: Affine, batch: int) -> Gaussian:
         """p(z_1)."""
@@ -118,17 +120,18 @@ class DiscreteKalman(Method):
             return belief, torch.zeros(len(mean), dtype=torch.float64, device=mean.device)
         offset = apply(likelihood.matrix, mean) + likelihood.offset
         seen = likelihood.matrix @ scale  # (B, E, D): the predictors from a standard normal state
-        if seen.shape[-2] >= seen.shape[-1]:
-            scale = upright(scale)  # points lie along its columns
-            seen = likelihood.matrix @ scale
-            told = self.rule(Seen(model.emission.law, likelihood.y, likelihood.there, offset, seen))
-            after = Gaussian(mean + apply(scale, told.mean), lower(scale @ told.root))
-            return after, told.log_prob.double()
-        root = upright(lower(seen))
-        across = scale @ (inverse(root) @ seen).mT  # L Q, with C L = root Q' and Q'Q = I
+        if seen.shape[-2] < seen.shape[-1]:
+            root = upright(lower(seen))
+            turn = inverse(root) @ seen  # Q', of orthonormal rows, with C L = root Q'
+            ahead = scale @ turn.mT
+        else:  # points lie along the columns of the state's own root
+            ahead = scale = upright(scale)
+            turn, root = None, likelihood.matrix @ scale
         told = self.rule(Seen(model.emission.law, likelihood.y, likelihood.there, offset, root))
-        narrow = torch.cat([scale - across @ (inverse(root) @ seen), across @ told.root], -1)
-        return Gaussian(mean + apply(across, told.mean), lower(narrow)), told.log_prob.double()
+        after = ahead @ told.root
+        after = after if turn is None else torch.cat([scale - ahead @ turn, after], -1)
+        log_prob = told.log_prob.double() + likelihood.base
+        return Gaussian(mean + apply(ahead, told.mean), lower(after)), log_prob
 
     def backward(self, model: Any, belief: Any, move: Affine, later: Any) -> Any:
         """Rauch, Tung and Striebel's."""

@@ -41,14 +41,14 @@ class Seen(NamedTuple):
     root: Tensor
 
     def at(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """At v (B, r): log p(y, v) but for the power of 2 pi, its derivative, and G, its curvature being I + G'G."""
+        """At v (B, r): log p(y, v) but for constants, its derivative, and G, its curvature being I + G'G."""
         near = self.law.near(torch.baddbmm(self.offset[..., None], self.root, v[..., None])[..., 0], self.y, self.there)
         joint = near.log_prob - 0.5 * v.square().sum(-1)
         return joint, (near.slope[:, None] @ self.root)[:, 0] - v, self.law.root(near.shape, self.root)
 
 
 class Told(NamedTuple):
-    """v ~ N(mean, root root') once y is known, (B, r) and (B, r, r), and log p(y) (B,)."""
+    """v ~ N(mean, root root') once y is known, (B, r) and (B, r, r), and log p(y) but for the law's base, (B,)."""
 
     mean: Tensor
     root: Tensor
@@ -109,7 +109,7 @@ def mode(seen: Seen) -> tuple[Tensor, Tensor]:
     """
     v = seen.root.new_zeros(seen.root.shape[::2])
     value, rise, bend = seen.at(v)
-    small = 0.1 * torch.finfo(v.dtype).eps ** 0.5
+    small = torch.finfo(v.dtype).eps ** 0.4  # squared by the last step
     for _ in range(STEPS):
         root = inverse_root(bend)
         step = _times(root, _times(root.mT, rise))

@@ -132,7 +132,7 @@ class GeneralisedLinear(Part, PredictedEmission, Generative):
         if not free:
             return eta.new_zeros(0), eta.new_zeros(0)
         with torch.enable_grad():
-            total = (weight * self.law.near(eta, y, there).log_prob).sum()
+            total = (weight * (self.law.near(eta, y, there).log_prob + self.law.base(y, there))).sum()
             first = torch.cat([g.flatten() for g in torch.autograd.grad(total, free, create_graph=True)])
             second = torch.cat([g.flatten() for g in torch.autograd.grad(first.sum(), free)])
         return first.detach(), -second

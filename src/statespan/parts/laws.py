@@ -1,5 +1,6 @@
 """Laws of observations that hang on linear predictors of a state: counts, successes, symbols."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ class Near(NamedTuple):
     """Of a law at its predictors: log p of what is there, its derivative, and what its curvature W is made of.
 
     Args:
-        log_prob: (...).
+        log_prob: (...), but for the law's `base`.
         slope: g, (..., E).
         shape: (..., E), zero where y is missing; `root`, `bend`, `white` and `bound` read it.
     """
@@ -44,6 +45,10 @@ class Law(ABC):
     @abstractmethod
     def event(self, predictors: int) -> Event:
         """What one observation is under E predictors."""
+
+    @abstractmethod
+    def base(self, y: Tensor, there: Tensor | None) -> Tensor:
+        """What of log p hangs on no predictor, (...): for all steps at once."""
 
     @abstractmethod
     def near(self, eta: Tensor, y: Tensor, there: Tensor | None) -> Near:
@@ -93,7 +98,11 @@ class CoordinateLaw(Law):
 
     @abstractmethod
     def terms(self, eta: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log p, its derivative in eta and minus its second: elementwise."""
+        """Log p but for `ways`, its derivative in eta and minus its second: elementwise."""
+
+    @abstractmethod
+    def ways(self, y: Tensor) -> Tensor:
+        """What of log p hangs on no predictor: elementwise."""
 
     @abstractmethod
     def mean_and_variance(self, eta: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,11 +116,16 @@ class CoordinateLaw(Law):
         """Vectors of E numbers."""
         return Event(1, None, predictors, self.support)
 
+    def base(self, y: Tensor, there: Tensor | None) -> Tensor:
+        """The sum over coordinates."""
+        ways = self.ways(y)
+        return (ways if there is None else torch.where(_wide(there, y), ways, 0.0)).sum(-1)
+
     def near(self, eta: Tensor, y: Tensor, there: Tensor | None) -> Near:
         """The sum over coordinates; W itself."""
         log_prob, slope, bend = self.terms(eta, y)
         if there is not None:
-            there = there if there.dim() == y.dim() else there[..., None]
+            there = _wide(there, y)
             log_prob, slope, bend = (torch.where(there, x, 0.0) for x in (log_prob, slope, bend))
         return Near(log_prob.sum(-1), slope, bend)
 
@@ -154,6 +168,10 @@ class CoordinateLaw(Law):
         return (weights[:, None] * self.mean_and_variance(eta)[0]).sum(-2)
 
 
+def _wide(there: Tensor, y: Tensor) -> Tensor:
+    return there if there.dim() == y.dim() else there[..., None]
+
+
 def _positive(x: Tensor) -> Tensor:
     """A curvature that rounding has made zero has a root with a slope, and something may be divided by it."""
     return x.clamp_min(torch.finfo(x.dtype).tiny)
@@ -176,7 +194,12 @@ class PoissonLaw(Part, CoordinateLaw):
     def terms(self, eta: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The rate is the curvature."""
         rate = eta.exp()
-        return (y * eta - rate - torch.lgamma(y + 1), y - rate, rate.expand_as(y + eta))
+        slope = y - rate
+        return y * eta - rate, slope, rate.expand_as(slope)
+
+    def ways(self, y: Tensor) -> Tensor:
+        """Minus log y!."""
+        return -torch.lgamma(y + 1)
 
     def mean_and_variance(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """The rate, twice."""
@@ -214,9 +237,13 @@ class BinomialLaw(Part, CoordinateLaw):
     def terms(self, eta: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The variance is the curvature."""
         n, p = self.trials, eta.sigmoid()
-        ways = torch.lgamma(torch.tensor(n + 1.0).to(y)) - torch.lgamma(y + 1) - torch.lgamma(n - y + 1)
-        bend = n * p * (1 - p)
-        return (y * eta - n * nn.functional.softplus(eta) + ways, y - n * p, bend.expand_as(y + eta))
+        slope = y - n * p
+        return y * eta - n * nn.functional.softplus(eta), slope, (n * p * (1 - p)).expand_as(slope)
+
+    def ways(self, y: Tensor) -> Tensor:
+        """Log n! / (y! (n - y)!)."""
+        n = self.trials
+        return math.lgamma(n + 1) - torch.lgamma(y + 1) - torch.lgamma(n - y + 1)
 
     def mean_and_variance(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """N p and n p (1 - p)."""
@@ -255,12 +282,14 @@ class NegativeBinomialLaw(Part, CoordinateLaw):
 
     def terms(self, eta: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """With p = mu / (mu + r): the slope y - (y + r) p, the curvature (y + r) p (1 - p)."""
-        log, r = self.log_size, self.log_size.exp()
-        p = (eta - log).sigmoid()
-        total = y + r
-        ways = torch.lgamma(total) - torch.lgamma(r) - torch.lgamma(y + 1)
-        each = ways + y * (eta - log) - total * nn.functional.softplus(eta - log)
-        return (each, y - total * p, total * p * (1 - p))
+        odds = eta - self.log_size
+        p, total = odds.sigmoid(), y + self.log_size.exp()
+        return y * odds - total * nn.functional.softplus(odds), y - total * p, total * p * (1 - p)
+
+    def ways(self, y: Tensor) -> Tensor:
+        """Log Gamma(y + r) / (Gamma(r) y!)."""
+        r = self.log_size.exp()
+        return torch.lgamma(y + r) - torch.lgamma(r) - torch.lgamma(y + 1)
 
     def mean_and_variance(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """Mu and mu + mu^2 / r."""
@@ -291,6 +320,10 @@ class SoftmaxLaw(Part, Law):
         if predictors < 2:
             raise StatespanError("categorical: give a predictor for each symbol, at least two (observed=V)")
         return Event(0, predictors)
+
+    def base(self, y: Tensor, there: Tensor | None) -> Tensor:
+        """Nothing."""
+        return torch.zeros((), device=y.device).expand(y.shape)
 
     def near(self, eta: Tensor, y: Tensor, there: Tensor | None) -> Near:
         """The log-softmax at y, one at y minus p, and p."""
