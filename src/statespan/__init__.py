@@ -32,7 +32,6 @@ from statespan.methods import (
     Cubature,
     DiscreteKalman,
     EnsembleKalman,
-    EnsembleKalman,
     Forward,
     GaussHermite,
     GaussianSum,
@@ -112,7 +111,6 @@ from statespan.parts.switching_linear import (
     SwitchingLinear,
     SwitchingStart,
 )
-from statespan.parts.wide import IndependentGaussian, IndependentStart
 from statespan.parts.wide import IndependentGaussian, IndependentStart
 from statespan.selection import align, compare, select_states
 from statespan.sequences import Sequences
