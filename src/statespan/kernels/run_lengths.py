@@ -15,7 +15,7 @@ LARGEST = 2_000_000
 """Numbers in a table of steps by run lengths above which the scan is the faster, and takes less memory."""
 
 
-@register(RunLengthFilter, Renewal, keeps=("predicted", "filtered", "last", "log_prob"), devices=("cpu", "cuda"))
+@register(RunLengthFilter, Renewal, keeps=("predicted", "filtered", "last", "log_prob"))
 def from_the_beginning(
     model: Any, method: RunLengthFilter, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
 ) -> Trace | None:
