@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from statespan.errors import StatespanError
+from statespan.kernels.lanes import one_thread
 from statespan.tree import Shared, Tree, tree_map
 
 
@@ -148,6 +149,7 @@ class Layout(NamedTuple):
         return list(x.transpose(0, 1)[inside].split(self.lengths))  # a thousand short paths are cut at once
 
 
+@one_thread()
 def read(
     y: Any,
     event: Event,

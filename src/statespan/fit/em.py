@@ -10,7 +10,7 @@ from torch import Tensor
 from statespan.errors import StatespanError
 from statespan.fit.degenerate import at_bounds, unused_states
 from statespan.fit.fitting import Fitter, restart
-from statespan.kernels.lanes import each
+from statespan.kernels.lanes import each, one_thread
 from statespan.method import Method, Statistics, closed_parts, run, total, weighted
 from statespan.methods import method_for
 from statespan.sequences import Sequences
@@ -99,7 +99,7 @@ class EM(Fitter):
         self.history, stats, converged = [], None, False
         for _ in range(self.iterations):
             likelihood, stats = self.expect(model, method, batches, names)
-            with torch.no_grad():
+            with one_thread(), torch.no_grad():
                 likelihood += float(model.log_prior())
             self.history.append(likelihood)
             self.maximize(model, stats)
@@ -122,16 +122,18 @@ class EM(Fitter):
     ) -> tuple[float, Statistics]:
         """The E-step: the log-likelihood, and sums of statistics over all batches."""
         likelihood, stats = 0.0, None
-        with torch.no_grad():
+        with one_thread(), torch.no_grad():
             constants = method.constants(model)
         sizes = [math.prod(data.shape) for data in batches]
         expected = each(lambda i: method.expect(model, constants, batches[i]), sizes)
         for data, name, (log_prob, new) in zip(batches, names or [None] * len(batches), expected, strict=True):
-            likelihood += float(total(log_prob, name, data.weights))
-            stats = new if stats is None else add(stats, new)
+            with one_thread():
+                likelihood += float(total(log_prob, name, data.weights))
+                stats = new if stats is None else add(stats, new)
         assert stats is not None
         return likelihood, stats
 
+    @one_thread()
     @torch.no_grad()
     def maximize(self, model: Any, stats: Statistics) -> None:
         """The M-step of every part that has a closed form; what is held stays."""
@@ -174,6 +176,7 @@ def observations(data: Sequences) -> int:
     return int((present if present.dim() == 2 else present.any(-1)).sum())
 
 
+@one_thread()
 def group(data: Sequences, breadth: int, size: int = 4096) -> tuple[list[Sequences], list[Tensor]]:
     """Sequences of like length together, so that little is padding, in groups that stay in the cache.
 

@@ -76,7 +76,8 @@ def _expected_moves(
     steps = shape[0] if which is None else which.shape[0]
     normaliser = np.ones((steps, batch))
     if not normaliser.size or not likelihood.numel():
-        return torch.from_numpy(normaliser - 1), *(torch.zeros_like(x) for x in (likelihood, table, predicted))
+        empty = torch.zeros_like(likelihood), torch.zeros_like(table), torch.zeros_like(predicted)
+        return torch.from_numpy(normaliser - 1), *empty
     predicted, table, likelihood = (x.detach() for x in (predicted, table, likelihood))
     weights = likelihood.new_ones(batch) if weights is None else weights.detach().to(likelihood.dtype).contiguous()
     if which is None:
@@ -111,7 +112,7 @@ def _across_lanes(chain: _Chain, normaliser: np.ndarray) -> tuple[Tensor, Tensor
     order, lengths = shared.longest_first(chain.lengths, steps, batch)
     width = GROUPS * 64 // chain.rows.element_size()
     blocks = (batch + width - 1) // width
-    threads = 1 if chain.work < SMALL else torch.get_num_threads()
+    threads = 1 if chain.work < SMALL else shared.available()
     ranges = shared.pieces(blocks, 1 if threads == 1 else 4 * threads)
     panels = (shared.panels(x).numpy() for x in (chain.table, chain.table.t()))
     inputs = [*(x.numpy() for x in (order, lengths, chain.predicted)), *panels]
@@ -140,7 +141,7 @@ def _one_by_one(chain: _Chain, normaliser: np.ndarray) -> tuple[Tensor, Tensor, 
     ends = [steps] * batch if chain.lengths is None else chain.lengths.clamp(0, steps).tolist()
     lanes = 64 // chain.rows.element_size()
     filtered, begin = chain.rows.new_empty(steps, batch, K), torch.zeros_like(chain.predicted)
-    threads = 1 if chain.work < SMALL else torch.get_num_threads()
+    threads = 1 if chain.work < SMALL else shared.available()
     pieces = [(b, n) for b in range(batch) for n in shared.pieces(ends[b], max(threads, ends[b] // PIECE))]
     sums = chain.sums(min(threads, len(pieces)))
     later = torch.empty_like(filtered) if chain.sharing else sums[0].view(filtered.shape)

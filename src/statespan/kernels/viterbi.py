@@ -33,7 +33,7 @@ def _max_product(
     width = 64 // rows.element_size()
     jit = _jit()
     work = index.numel() * K * K
-    threads = torch.get_num_threads() if work > 200_000 else 1
+    threads = shared.available() if work > 200_000 else 1
     into = log_table.t().contiguous()
     outputs = [x.numpy() for x in (score, path)]
     if 2 * batch <= width:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from statespan.belief import Best, with_fed
 from statespan.errors import StatespanError
+from statespan.kernels.lanes import kernels_alone
 from statespan.method import Method, Prepared, Trace, run
 from statespan.methods.finite import ACCEPTS, Constants, Moves, finite_constants, finite_moves
 from statespan.methods.rows import Rows, prepare_rows
@@ -39,6 +40,7 @@ class MaxProduct(Method):
         """Always."""
         return True
 
+    @kernels_alone()
     def constants(self, model: Any) -> Constants:
         """Stochastic tables from logits."""
         return finite_constants(model)
@@ -85,6 +87,7 @@ class MaxProduct(Method):
         """Refused: max-product finds paths."""
         raise StatespanError("MaxProduct finds paths; call impute without method=")
 
+    @kernels_alone()
     def decode(self, model: Any, constants: Constants, data: Sequences, k: int) -> tuple[Tensor, Tensor]:
         """The k best paths of each sequence.
 
