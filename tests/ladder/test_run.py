@@ -302,6 +302,19 @@ def test_em_then_gradients_is_one_curve(tagged, tmp_path):
     assert [p["valid_perplexity"] for p in alone["curve"]] == before, "EM leaves no state out"
 
 
+def test_a_line_starts_where_lines_have_ended(tagged):
+    made = built("hmm/addition", tagged)
+    words = stream(tagged.train, findings.LEARN_COLUMNS)
+    states = [
+        made.filter([*words[: t + 1, b].tolist(), None]).probs[-1].double()  # of a gap, nothing but the move
+        for b in range(words.shape[1])
+        for t in range(len(words) - 1)
+        if words[t, b] == tagged.vocabulary.eos
+    ]
+    row.start_after_ends(made, tagged)
+    torch.testing.assert_close(made.initial.logits.softmax(-1).double(), torch.stack(states).mean(0), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", sorted(ss.LADDER))
 def test_what_a_row_is_to_be_is_known_without_building_it(name, tagged):
     described = row.describe(entry(name, width=0, parameters=900), len(tagged.vocabulary))

@@ -136,7 +136,7 @@ def _by_belief(model: Any, material: Material, kinds: dict[str, str]) -> dict[st
     assert material.train_tags is not None and material.test_tags is not None
     width, count, keep = model.emission.table.width, len(material.tags), tuple(kinds.values())
     counts = {name: torch.zeros(width, count, dtype=torch.float64) for name in kinds}
-    some = _first(material.train, LEARN_TOKENS)
+    some = first(material.train, LEARN_TOKENS)
     words, gold = stream(material.train[:some], LEARN_COLUMNS), stream(material.train_tags[:some], LEARN_COLUMNS)
     for rows, trace in _walk(model, words, keep, width):
         known = gold[rows].flatten() >= 0
@@ -157,7 +157,7 @@ def _by_path(model: Any, material: Material) -> dict[str, float]:
     """Accuracies on the best path of each whole sentence."""
     assert material.train_tags is not None and material.test_tags is not None
     width, count = model.emission.table.width, len(material.tags)
-    some = _first(material.train, PATH_TOKENS)
+    some = first(material.train, PATH_TOKENS)
     learnt, gold = _paths(model, material.train[:some], width), torch.cat(material.train_tags[:some])
     table = tagging.tag_given_state(learnt, gold, width, count)
     states, gold = _paths(model, material.test, width), torch.cat(material.test_tags)
@@ -182,7 +182,7 @@ def _walk(model: Any, words: Tensor, keep: tuple[str, ...], wide: int) -> Iterat
     return walk(model, words, keep, max(1, CHUNK // (words.shape[1] * wide)))
 
 
-def _first(sentences: list[Tensor], tokens: int) -> int:
+def first(sentences: list[Tensor], tokens: int) -> int:
     """How many sentences from the first on hold at most so many symbols, at least one."""
     ends = torch.tensor([len(s) for s in sentences]).cumsum(0)
     return max(1, int((ends <= tokens).sum()))

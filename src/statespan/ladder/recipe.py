@@ -19,7 +19,7 @@ SOURCES = ("files", "king-james")
 LEVELS = ("words", "characters")
 FORMS = ("", "text", "tagged", "conllu")
 TRAINERS = ("SGD", "EM", "EM, then SGD")
-FIRSTS = ("learnt", "columns", "uniform")
+FIRSTS = ("learnt", "ends", "columns", "uniform")
 
 LEAST_WINDOWS = 20
 """A small text is laid out in so few columns that an epoch has this many windows, or `LEAST_COLUMNS`."""
@@ -91,9 +91,10 @@ class Entry:
         uniform: a, to start the embeddings in U(-a, a) instead; 0 for normal ones.
         embedding: width of the embedding, where it is not that of the state; it needs a width.
         variational: drop the same entries at every step of a window.
-        first: of an exact rung's first state: "learnt" from a uniform start, "columns", learnt from the softmax of the
-            transition's column sums (the paper's equation 3), or "uniform", held there. Other rungs start at zero, or
-            uniform where the state is a distribution: "learnt" or "uniform".
+        first: of an exact rung's first state: "learnt" from a uniform start; "ends", learnt too, and once all is
+            trained the mean state after `<eos>` (a stream has few starts to learn from, and a line on its own is one);
+            "columns", learnt from the softmax of the transition's column sums (the paper's equation 3); or "uniform",
+            held there. Other rungs start at zero, or uniform where the state is a distribution, whatever is said.
         iterations: of EM.
         prior: EM's pseudo-counts a state, spread over the symbols by their frequency.
         how: the settings of training.

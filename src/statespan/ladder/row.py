@@ -14,7 +14,7 @@ from statespan.ladder.recipe import Entry
 from statespan.ladder.rungs import BAYES, FORGET, GRU, JORDAN, LADDER, LSTM, Kind, Rung, count, find, ladder, width_for
 from statespan.language import parallel
 from statespan.language.expectation import EMTrainer
-from statespan.language.scoring import score_sentences, score_stream
+from statespan.language.scoring import score_sentences, score_stream, walk
 from statespan.language.training import Curve, Progress, Stopped, Trainer, never
 from statespan.language.vocabulary import stream
 
@@ -160,6 +160,8 @@ def train(
         seen, spent, rate = seen + phase.total, spent + phase.seconds, phase.rate
     began = time.perf_counter()
     model.eval()
+    if entry.first == "ends" and rung.exact:
+        start_after_ends(model, material)
     record = describe(entry, len(material.vocabulary)) | {"curve": curve, "tokens_per_second": rate}
     for name, part, columns in (("valid", material.valid, valid), ("test", material.test, test)):
         record[f"{name}_perplexity"] = score_stream(model, columns).perplexity
@@ -172,6 +174,23 @@ def train(
     if parallel.place() == 0:
         save(model, folder / MODEL, extra | {"text": material.name})
     return record
+
+
+@torch.no_grad()
+def start_after_ends(model: Any, material: Material) -> None:
+    """Make the first state of an exact rung the mean state after `<eos>`, over the training text's first words.
+
+    Args:
+        model: the rung's model.
+        material: the text.
+    """
+    words = stream(material.train[: findings.first(material.train, findings.LEARN_TOKENS)], findings.LEARN_COLUMNS)
+    after = torch.cat([torch.zeros_like(words[:1], dtype=torch.bool), words[:-1] == material.vocabulary.eos])
+    total = torch.zeros(model.emission.states, dtype=torch.float64)
+    for rows, trace in walk(model, words, ("predicted",), findings.USAGE_ROWS):
+        predicted: Any = trace.predicted
+        total += predicted.state.probs[after[rows]].double().sum(0)
+    model.initial.set_probs((total / total.sum()).to(model.initial.logits))
 
 
 def advance(
