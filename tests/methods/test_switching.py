@@ -369,6 +369,21 @@ def test_em_of_one_regime_is_that_of_the_linear_model():
     assert_close(one.emission.vectors[0].covariance, plain.emission.covariance, **TIGHT)
 
 
+def test_em_counts_labels_and_weights():
+    model, again = jumpy(seed=2), jumpy(seed=2)
+    (regimes, _), y = model.sample(2, 12, seed=0)
+    once = ss.EM(iterations=2, tolerance=0)
+    model.fit(y, by=once, states=regimes, weights=[2.0, 1.0])
+    twice = ss.EM(iterations=2, tolerance=0)
+    again.fit(y[[0, 0, 1]], by=twice, states=regimes[[0, 0, 1]])
+    assert once.history == pytest.approx(twice.history, abs=1e-8)
+    counts = torch.zeros(2, 2, dtype=torch.float64)
+    for row in regimes[[0, 0, 1]].tolist():
+        for both in itertools.pairwise(row):
+            counts[both] += 1
+    assert_close(model.transition.probs.detach(), counts / counts.sum(-1, keepdim=True), **TIGHT)
+
+
 def test_the_collapsed_likelihood_is_climbed():
     model = looking(0.5)
     y = looking(2.0).sample(2, 8, seed=0)[1]

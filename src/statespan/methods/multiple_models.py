@@ -51,8 +51,8 @@ class GaussianSum(MixtureFilter):
     r"""A few normal distributions a regime: each branches to K, and after y_t the lightest are merged.
 
     With one component it is the generalised pseudo-Bayesian filter of second order. With I components a step takes
-    K^2 I Kalman filters; with K^t components and more nothing is merged up to step t, and filter and log_prob are
-    exact.
+    K^2 I Kalman filters; with K^(t-1) components and more nothing is merged up to step t, and filter and log_prob are
+    exact, but for a recurrent jump.
 
     Args:
         components: I, how many a regime keeps.
@@ -93,7 +93,7 @@ class RaoBlackwellised(MixtureFilter):
 
     Every path branches to all K regimes, y_t weighs the branches, and of these N K paths N are kept: a heavy one surely
     and with its weight, the lighter ones at random, so that no path is there twice and every sum stays right on the
-    average. With K^t paths and more none is lost up to step t, and filter and log_prob are exact.
+    average. With K^(t-1) and more none is lost up to step t, and filter and log_prob are exact.
 
     Args:
         particles: N.
