@@ -199,8 +199,8 @@ class SearchRun:
                 load_if_exists=True,
             )
         except Exception as error:
-            why = str(error).split("\n")[0]
-            raise StatespanError(f"--storage {self.storage}: cannot be opened: {why}; mend the URL") from error
+            why = str(error).split("\n")[0].rstrip(".")
+            raise StatespanError(f"--storage {self.storage}: cannot be opened: {why}; mend the URL, or install its driver") from error
 
     def train(self) -> Generator[Event]:
         """Search until every row has its trials; yields what happens. Closing the iterator stops the workers."""
