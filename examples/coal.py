@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     model = ss.changepoints(ss.PoissonSegment(scale=2.0), hazard=1 / 100)
     model.fit(y, by=ss.LBFGS(iterations=8, tolerance=1e-4), hold=["transition"])
-    begins, rate = model.smooth(y).probs[:, 0], ss.levels(model, y)
+    begins, rate = model.smooth(y).probs[:, 0], ss.segment_means(model, y)
     starts = [YEARS[t] for t in (model.decode(y) == 0).nonzero()[:, 0].tolist()]
     found = {
         "log_prob": model.log_prob(y).item(),

@@ -39,7 +39,7 @@ def test_the_picture_shows_the_answers(keep: int | None):
     rows = top.figure.axes
     assert len(rows) == 4
     level = next(line for line in top.lines if line.get_label().startswith("mean"))
-    np.testing.assert_allclose(level.get_ydata(), ss.levels(model, y, method=method).mean[:, 0])
+    np.testing.assert_allclose(level.get_ydata(), ss.segment_means(model, y, method=method).mean[:, 0])
     assert [line.get_xdata()[0] for line in top.lines if line.get_linestyle() == "--"] == [1993.5]
     bars = [bar.get_height() for bar in rows[2].patches]
     np.testing.assert_allclose(bars, model.smooth(y, method=method).probs[1:, 0])

@@ -11,7 +11,7 @@ from statespan.belief import Gaussian as GaussianBelief
 from statespan.checking import check
 from statespan.errors import StatespanError
 from statespan.families import factorial_hmm, hmm, linear_gaussian, semi_markov
-from statespan.families_changepoints import changepoints, levels
+from statespan.families_changepoints import changepoints, segment_means
 from statespan.families_factor import dynamic_factor
 from statespan.families_generalised import generalised_linear
 from statespan.families_linear import continuous, matern
@@ -258,7 +258,6 @@ __all__ = [
     "lagged",
     "left_to_right",
     "level",
-    "levels",
     "linear_gaussian",
     "load",
     "lstm",
@@ -271,6 +270,7 @@ __all__ = [
     "run",
     "scan",
     "seasonal",
+    "segment_means",
     "select_states",
     "semi_markov",
     "slope",

@@ -29,7 +29,7 @@ def changepoints(
     - `model.filter(y).probs` (N, T, R): p(r_t = r | y_1..t); `model.smooth(y).probs[..., 0]`: the probability that a
       segment begins at each step, given everything;
     - `model.decode(y)`: the run lengths of the likeliest segmentation, 0 where a segment begins;
-    - `ss.levels(model, y)`: the mean of the segments over time; `model.forecast`, with quantiles by formula;
+    - `ss.segment_means(model, y)`: the mean of the segments over time; `model.forecast`, with quantiles by formula;
       `model.stream()`, one observation at a time; `states=` are known run lengths, -1 unknown;
     - `model.fit(y, by=ss.LBFGS(), restarts=2)`: prior and hazard by maximum likelihood, from where they are and from
       where the data lie; `hold=["transition"]` leaves the hazard as it is.
@@ -71,14 +71,16 @@ def changepoints(
     return model.to(device=device, dtype=dtype or torch.float64)
 
 
-class Levels(NamedTuple):
+class SegmentMeans(NamedTuple):
     """E[y_t | the parameters of its segment] at each step: its posterior mean and standard deviation, (N, T, D)."""
 
     mean: Any
     deviation: Any
 
 
-def levels(model: StateSpace, y: Any, lengths: Any = None, inputs: Any = None, method: Any = None) -> Levels:
+def segment_means(
+    model: StateSpace, y: Any, lengths: Any = None, inputs: Any = None, method: Any = None
+) -> SegmentMeans:
     """The mean of a series that falls into segments, averaged over where the segments may begin and end.
 
     Args:
@@ -100,7 +102,7 @@ def levels(model: StateSpace, y: Any, lengths: Any = None, inputs: Any = None, m
     Example:
         >>> import statespan as ss
         >>> model = ss.changepoints(ss.GaussianMeanSegment(spread=25.0), hazard=0.1)
-        >>> ss.levels(model, [1.1, 0.8, 1.0, 9.1, 8.8, 9.0]).mean[:, 0].round().tolist()
+        >>> ss.segment_means(model, [1.1, 0.8, 1.0, 9.1, 8.8, 9.0]).mean[:, 0].round().tolist()
         [1.0, 1.0, 1.0, 9.0, 9.0, 9.0]
     """
     from statespan.methods import check
@@ -108,5 +110,5 @@ def levels(model: StateSpace, y: Any, lengths: Any = None, inputs: Any = None, m
     method = check(RunLengthFilter() if method is None else method, model)
     data, layout = ask(model, y, lengths, inputs)
     with torch.no_grad():
-        mean, variance = method.levels(model, method.constants(model), data)
-    return Levels(layout.steps(mean), layout.steps(variance.sqrt()))
+        mean, variance = method.segment_means(model, method.constants(model), data)
+    return SegmentMeans(layout.steps(mean), layout.steps(variance.sqrt()))

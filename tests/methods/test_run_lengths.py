@@ -169,7 +169,7 @@ def test_everything_equals_the_sum_over_all_segmentations(name: str, gaps: bool)
         sooner = Truth(name, y[:t], geometric(0.3))
         assert_close(filtered.probs[t - 1, :t], sooner.smoothed()[-1], **TIGHT)
         assert filtered.steps[:t].sum().item() == pytest.approx(sooner.log_prob, abs=1e-9)
-    mean, deviation = ss.levels(model, y, **given(name))
+    mean, deviation = ss.segment_means(model, y, **given(name))
     first, second = truth.levels()
     np.testing.assert_allclose(mean[:, 0], first, atol=1e-9)
     np.testing.assert_allclose(deviation[:, 0], second, atol=1e-8)
@@ -269,13 +269,13 @@ def test_a_carried_belief_a_stream_and_a_ragged_batch_equal_the_whole(name: str,
     ends = [2, 7, 4]
     ragged = {"inputs": [x["inputs"][:n] for n in ends]} if x else {}
     many = model.smooth([y[:n] for n in ends], **ragged)
-    level = ss.levels(model, [y[:n] for n in ends], **ragged)
+    level = ss.segment_means(model, [y[:n] for n in ends], **ragged)
     paths = model.decode([y[:n] for n in ends], **ragged)
     for i, n in enumerate(ends):
         alone = model.smooth(y[:n], **part(0, n))
         assert_close(many.probs[i][:, :n], alone.probs, **TIGHT)
         assert_close(many.log_prob[i], alone.log_prob, **TIGHT)
-        assert_close(level.mean[i], ss.levels(model, y[:n], **part(0, n)).mean, **TIGHT)
+        assert_close(level.mean[i], ss.segment_means(model, y[:n], **part(0, n)).mean, **TIGHT)
         assert paths[i].tolist() == model.decode(y[:n], **part(0, n)).tolist()
 
 
@@ -340,7 +340,7 @@ def test_few_run_lengths_are_a_lower_bound_that_rises_to_all():
     assert not answer.exact
     assert_close(answer.probs[:, 0], model.smooth(y).probs[:, 0], rtol=0, atol=0.05)
     assert model.decode(y, method=few).tolist() == model.decode(y).tolist()
-    assert_close(ss.levels(model, y, method=few).mean, ss.levels(model, y).mean, rtol=0, atol=0.1)
+    assert_close(ss.segment_means(model, y, method=few).mean, ss.segment_means(model, y).mean, rtol=0, atol=0.1)
     assert bool((answer.values["ages"][:, 1:] > answer.values["ages"][:, :-1]).all())
 
 
@@ -467,6 +467,18 @@ def test_refusals():
     with pytest.raises(ss.StatespanError, match="keep at least two"):
         ss.RunLengthFilter(keep=1)
     with pytest.raises(ss.StatespanError, match="RunLengthFilter does not accept"):
-        ss.levels(ss.level(), [1.0, 2.0])
+        ss.segment_means(ss.level(), [1.0, 2.0])
     with pytest.raises(ss.StatespanError, match="fit by SGD"):
         made("poisson").fit([1.0, 2.0], by=ss.EM())
+
+
+def test_a_stream_that_keeps_few_run_lengths_is_the_filter_that_does():
+    model, y, few = made("gaussian", 0.1), SEGMENTS["gaussian"][2] * 2, RunLengthFilter(keep=3)
+    whole = model.filter(y, method=few)
+    stream = model.stream(method=few, lag=2)
+    for t, value in enumerate(y):
+        stream.update(value)
+        assert_close(stream.state.log_probs[0].exp(), whole.probs[t], **TIGHT)
+    assert_close(stream.log_prob, whole.log_prob, **TIGHT)
+    assert_close(stream.lagged.log_probs[0].exp(), model.smooth(y, method=few).probs[-3], **TIGHT)
+    assert model.sample_posterior(y, n=2, seed=0, method=few).shape == (2, 14)

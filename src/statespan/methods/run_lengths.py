@@ -241,9 +241,9 @@ class RunLengthFilter(Method):
 
     def fill(self, model: Any, constants: Constants, data: Sequences) -> Tensor:
         """The mean of the segments that each step may lie in."""
-        return self.levels(model, constants, data)[0]
+        return self.segment_means(model, constants, data)[0]
 
-    def levels(self, model: Any, constants: Constants, data: Sequences) -> tuple[Tensor, Tensor]:
+    def segment_means(self, model: Any, constants: Constants, data: Sequences) -> tuple[Tensor, Tensor]:
         r"""The posterior mean and variance of E[y_t | the parameters of its segment], given all of y: (T, B, D).
 
         A segment is known when it ends: how probable it is, and by its sums its parameters. Each step averages over

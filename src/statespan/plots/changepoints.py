@@ -45,9 +45,9 @@ def plot_changepoints(
         >>> plot_changepoints(model, [1, 0, 2, 1, 12, 9, 14]).get_ylabel()
         'y'
     """
-    from statespan.families_changepoints import levels
+    from statespan.families_changepoints import segment_means
 
-    known = levels(model, y, inputs=inputs, method=method)
+    known = segment_means(model, y, inputs=inputs, method=method)
     if isinstance(known.mean, list) or known.mean.dim() != 2:
         raise StatespanError("plot_changepoints draws one series; call it for each")
     values = table(y)
