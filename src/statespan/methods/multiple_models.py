@@ -7,7 +7,7 @@ from torch import Tensor
 
 from statespan.belief import MixtureOfGaussians
 from statespan.errors import StatespanError
-from statespan.methods.switching import MixtureFilter, Moves, components, merge, reduce
+from statespan.methods.switching import MixtureFilter, components, merge, reduce
 from statespan.parts.switching_linear import Components
 
 
@@ -38,9 +38,9 @@ class InteractingMultipleModel(MixtureFilter):
         """One."""
         return 1
 
-    def ahead(self, model: Any, belief: MixtureOfGaussians, move: Moves) -> MixtureOfGaussians:
+    def ahead(self, model: Any, belief: MixtureOfGaussians, move: Any) -> MixtureOfGaussians:
         """All that comes to a regime, merged."""
-        return merge(model.transition.branch(components(belief), move.tables, self.nodes(model)))
+        return merge(model.transition.branch(components(belief), move.tables, move.nodes))
 
     def kept(self, belief: MixtureOfGaussians) -> MixtureOfGaussians:
         """All."""
@@ -79,9 +79,9 @@ class GaussianSum(MixtureFilter):
         """I from each regime."""
         return regimes * self.components
 
-    def ahead(self, model: Any, belief: MixtureOfGaussians, move: Moves) -> MixtureOfGaussians:
+    def ahead(self, model: Any, belief: MixtureOfGaussians, move: Any) -> MixtureOfGaussians:
         """Every component to every regime."""
-        return model.transition.branch(components(belief), move.tables, self.nodes(model))
+        return model.transition.branch(components(belief), move.tables, move.nodes)
 
     def kept(self, belief: MixtureOfGaussians) -> MixtureOfGaussians:
         """The heaviest of each regime, and the rest merged."""
@@ -123,14 +123,14 @@ class RaoBlackwellised(MixtureFilter):
         """A branch of every path."""
         return self.particles
 
-    def ahead(self, model: Any, belief: MixtureOfGaussians, move: Moves) -> MixtureOfGaussians:
+    def ahead(self, model: Any, belief: MixtureOfGaussians, move: Any) -> MixtureOfGaussians:
         """Some of the paths, each to every regime."""
         if model.transition.recurrent:
             raise StatespanError(
                 "RaoBlackwellised: in a recurrent model the state acts on the regime, and no Kalman filter sums it "
                 "out; use ss.GaussianSum()"
             )
-        return model.transition.branch(thinned(components(belief), self.particles), move.tables, self.nodes(model))
+        return model.transition.branch(thinned(components(belief), self.particles), move.tables, move.nodes)
 
     def kept(self, belief: MixtureOfGaussians) -> MixtureOfGaussians:
         """All branches, until the next move: what is known of z_t has them all."""

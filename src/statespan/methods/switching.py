@@ -43,12 +43,21 @@ MOST_NODES = 150
 
 
 class Moves(NamedTuple):
-    """What acts on the move into t: p(s_1), z_1 in every regime, the tables of jumps, the regimes' A, b and scale."""
+    """What acts on the move into t.
+
+    Args:
+        initial: p(s_1).
+        vectors: z_1 in every regime.
+        tables: of jumps.
+        affine: the regimes' A, b and scale.
+        nodes: where averages over a normal z are taken.
+    """
 
     initial: Shared
     vectors: Shared
     tables: Tree
     affine: Affine
+    nodes: Shared
 
 
 class Seen(NamedTuple):
@@ -212,7 +221,7 @@ def observations(emission: Affine, data: Sequences) -> Observation:
 
 
 def corrected(
-    transition: Any, belief: MixtureOfGaussians, move: Moves, later: MixtureOfGaussians, nodes: Nodes
+    transition: Any, belief: MixtureOfGaussians, move: Moves, later: MixtureOfGaussians
 ) -> tuple[MixtureOfGaussians, Tensor]:
     r"""z_t and its regime under a belief about z_{t+1} and its regime, and p(s_t, s_{t+1}), by expectation correction.
 
@@ -224,6 +233,7 @@ def corrected(
         Barber, JMLR 2006, section 3, which takes the average at the mean of z_{t+1}; Kim, Journal of Econometrics 60,
         1994, leaves z_{t+1} out of it.
     """
+    nodes: Any = move.nodes
     branched = transition.branch(components(belief), move.tables, nodes)  # (B, K, C)
     regimes, each = belief.weights.shape[-2:]
     size, many, tiny = branched.weights.shape, later.weights.shape[-1], torch.finfo(belief.mean.dtype).tiny
@@ -302,14 +312,14 @@ class MixtureFilter(Method):
         """How many components a regime has before y_t is known."""
 
     @abstractmethod
-    def ahead(self, model: Any, belief: MixtureOfGaussians, move: Moves) -> MixtureOfGaussians:
+    def ahead(self, model: Any, belief: MixtureOfGaussians, move: Any) -> MixtureOfGaussians:
         """What goes into the move: z_{t-1} by the next regime, (B, K, `places`)."""
 
     @abstractmethod
     def kept(self, belief: MixtureOfGaussians) -> MixtureOfGaussians:
         """What stays of the components once they are weighed."""
 
-    def nodes(self, model: Any) -> Nodes:
+    def _nodes(self, model: Any) -> Nodes:
         """The points of a standard normal vector over which is averaged."""
         dim, like = model.transition.event.dim, next(model.transition.parameters())
         if self.order**dim <= MOST_NODES:
@@ -336,8 +346,13 @@ class MixtureFilter(Method):
             raise StatespanError("a switching linear model takes no weights of single steps; weight whole sequences")
         move = model.transition.affine(data.u)
         affine = Affine(*[over_time(x, rank) for x, rank in zip(move, (3, 2, 3), strict=True)])
-        initial = model.initial.chain.given(data.u, constants[0])
-        moves = Moves(initial, Shared(model.initial.gaussians()), model.transition.tables(data.u, constants[1]), affine)
+        moves = Moves(
+            model.initial.chain.given(data.u, constants[0]),
+            Shared(model.initial.gaussians()),
+            model.transition.tables(data.u, constants[1]),
+            affine,
+            Shared(self._nodes(model)),
+        )
         excluded = None if data.states is None else excluded_states(data.states, model.transition.states)
         return moves, Seen(observations(model.emission.affine(data.u), data), excluded)
 
@@ -362,7 +377,7 @@ class MixtureFilter(Method):
 
     def backward(self, model: Any, belief: Any, move: Moves, later: Any) -> MixtureOfGaussians:
         """By expectation correction; given the filtered belief exact where `later` is a drawn state."""
-        found, _ = corrected(model.transition, belief.state, move, later.state, self.nodes(model))
+        found, _ = corrected(model.transition, belief.state, move, later.state)
         return reduce(found, belief.state.weights.shape[-1])
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> MixtureOfGaussians:
@@ -381,11 +396,11 @@ class MixtureFilter(Method):
         """Filter once, then one loop back."""
         trace = run(model, self, data, belief, ("filtered", "log_prob"), prepared=prepared)
         assert trace.log_prob is not None
-        length, nodes = len(trace.log_prob), self.nodes(model)
+        length = len(trace.log_prob)
         filtered, moves = unstack(trace.filtered, length), unstack(prepared.moves, length)
         smoothed, joint = [reduce(filtered[-1], self.remembered)], []
         for t in range(length - 2, -1, -1):
-            now, both = corrected(model.transition, filtered[t], moves[t + 1], smoothed[-1], nodes)
+            now, both = corrected(model.transition, filtered[t], moves[t + 1], smoothed[-1])
             now = reduce(now, self.remembered)
             if prepared.lengths is not None:
                 inside, last = prepared.lengths - 1 > t, reduce(filtered[t], self.remembered)
