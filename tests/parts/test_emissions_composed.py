@@ -300,3 +300,24 @@ def test_an_autoregression_in_the_other_verbs():
     ragged, em = [torch.randn(n, 2).double() for n in (30, 12, 2, 1)], ss.EM(iterations=8, tolerance=0)
     model.fit(ragged, by=em)
     assert rises(em.history)
+
+
+def test_a_gap_at_the_end_is_not_looked_back_on():
+    model = ss.hmm(states=2, emission=ss.LinearRegression(1, lags=2), seed=0)
+    y = torch.randn(8, 1, generator=torch.Generator().manual_seed(0)).double()
+    assert model.forecast(y, 2).mean.shape == (2, 1)
+    y[-1] = math.nan
+    filled = model.impute(y)
+    assert torch.equal(filled[:-1], y[:-1])
+    assert_close(filled[-1], model.forecast(y[:-1], 1).mean[0])
+    stream = model.stream()
+    for row in y:
+        stream.update(row)
+    for forecast in (lambda: model.forecast(y, 2), lambda: stream.forecast(2)):
+        with pytest.raises(ss.StatespanError, match="looks back on an observation that is missing"):
+            forecast()
+    y[-2] = math.nan
+    with pytest.raises(ss.StatespanError, match="steps 6 and 7 are both missing"):
+        model.impute(y)
+    with pytest.raises(ss.StatespanError, match="use Forward"):
+        model.impute(y[:-1], method=ss.Checkpointed())

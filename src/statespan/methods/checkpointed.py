@@ -85,8 +85,7 @@ class Checkpointed(Method):
         Raises:
             StatespanError: a model whose moves or emissions see past observations.
         """
-        if model.autoregressive:
-            raise StatespanError("Checkpointed takes models that see the past through the state alone; use Forward")
+        _of_states(model)
         tables = model.transition.tables(data.u, constants.transition)
         moves = Moves(model.initial.given(data.u, constants.initial), tables, Shared(constants.average))
         return moves, Later(Shared(constants), Shared(data))
@@ -121,6 +120,7 @@ class Checkpointed(Method):
 
     def fill(self, model: Any, constants: Constants, data: Sequences) -> Tensor:
         """The emission's mean or mode under the smoothed states."""
+        _of_states(model)
         each = [
             model.emission.fill(s.data.y, s.data.u, s.data.present, self.public(model, Discrete(s.posterior)).probs)
             for s in self._back(model, constants, data)
@@ -249,6 +249,11 @@ class Checkpointed(Method):
             posterior = value.detach() * found.pop(0)
             counts = [x.detach() * found.pop(0) if x.requires_grad else x for x in free]
             yield Segment(start, window, posterior, replace_leaves(ready.moves.tables, counts), log_prob.detach())
+
+
+def _of_states(model: Any) -> None:
+    if model.autoregressive:
+        raise StatespanError("Checkpointed takes models that see the past through the state alone; use Forward")
 
 
 @register(Checkpointed, FiniteTransition, keeps=("predicted", "filtered", "log_prob", "last"), devices=("cpu", "cuda"))

@@ -38,8 +38,8 @@ class Fed(NamedTuple):
     Args:
         value: the transition's own tree; None where the transition is not fed.
         observed: whether y_t was there; None: it was, everywhere, or the transition is not fed.
-        recent: for an emission that looks back, the observations up to y_t, the latest first, (..., P, D), and whether
-            each is known, (..., P).
+        recent: for an emission that looks back, the observations up to y_t, the latest first, (..., P, D), zero before
+            the first and NaN where missing, and whether each is known, (..., P).
     """
 
     value: Tree
@@ -155,13 +155,29 @@ def look_back(model: Any, data: Sequences) -> tuple[Tree, Tensor | None, tuple[T
     whole = torch.ones_like(data.within) if observed is None else observed
     whole = whole if whole.dim() == 2 else whole.all(-1)
     _refuse_gaps(whole, data.within, lags)
-    values = torch.cat([before.transpose(0, 1).flip(0), data.y])
+    missing = torch.where(whole.view(*whole.shape, *[1] * (data.y.dim() - 2)), data.y, torch.nan)
+    values = torch.cat([before.transpose(0, 1).flip(0), missing])
     mask = torch.cat([known.T.flip(0), whole])
     steps = [slice(lags - 1 - j, lags - 1 - j + length) for j in range(-1, lags)]
-    past = torch.stack([values[s] for s in steps[1:]], 2)
+    past = torch.stack([values[s] for s in steps[1:]], 2).nan_to_num(0.0)
     given = torch.stack([mask[s] for s in steps[1:]], 2).all(2)
     recent = torch.stack([values[s] for s in steps[:-1]], 2), torch.stack([mask[s] for s in steps[:-1]], 2)
     return (data.u, past), given if there is None else there & given, recent
+
+
+def refuse_runs(data: Sequences, lags: int) -> None:
+    """Refuse to fill a gap whose own past is a gap."""
+    if data.observed is None:
+        return
+    gone = (~data.observed if data.observed.dim() == 2 else (~data.observed).any(-1)) & data.within
+    for j in range(1, min(lags, len(gone) - 1) + 1):
+        bad = gone[:-j] & gone[j:]
+        if bool(bad.any()):
+            b, t = bad.T.nonzero()[0].tolist()
+            raise StatespanError(
+                f"sequence {b}: steps {t} and {t + j} are both missing, and the emission of the second looks back on "
+                "the first; fill one of them, or end the sequence before them and forecast"
+            )
 
 
 def _refuse_gaps(whole: Tensor, within: Tensor, lags: int) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from statespan.belief import Discrete, with_fed
+from statespan.errors import StatespanError
 from statespan.method import (
     Expected,
     Hindsight,
@@ -31,6 +32,7 @@ from statespan.methods.finite import (
     finite_prepare,
     look_back,
     public,
+    refuse_runs,
     told_apart,
 )
 from statespan.methods.logarithms import LogForward, in_logarithms, joined, lost, parted, plain
@@ -194,7 +196,13 @@ class Forward(Method):
         if model.emission.lags:
             fed, event = belief.fed, model.emission.event
             blank = probs.new_zeros(*probs.shape[:-1], model.emission.lags, event.dim or 1)
-            u = (u, blank if fed is None else fed.recent[0])
+            recent = blank if fed is None else fed.recent[0]
+            if bool(recent.isnan().any()):
+                raise StatespanError(
+                    "what comes next looks back on an observation that is missing; fill the gap at the end first "
+                    "(model.impute), or end the sequence before it"
+                )
+            u = (u, recent)
         return model.emission.mixture(probs, u, constants.emission)
 
     def breadth(self, model: Any, data: Sequences) -> int:
@@ -225,6 +233,8 @@ class Forward(Method):
         """
         if model.transition.autoregressive:
             return _fill_by_trial(model, self, constants, data)
+        if model.emission.lags:
+            refuse_runs(data, model.emission.lags)
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
         posterior = told_apart(model, self.smooth(model, prepared, None, data.shape).probs)
         return model.emission.fill(data.y, look_back(model, data)[0], data.present, posterior)
