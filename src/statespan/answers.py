@@ -8,6 +8,7 @@ from torch.distributions import Categorical, Distribution
 
 from statespan.errors import StatespanError
 from statespan.sequences import Layout
+from statespan.tree import Lazy
 
 
 class Posterior(NamedTuple):
@@ -33,7 +34,8 @@ class Posterior(NamedTuple):
     def _value(self, name: str) -> Any:
         if name not in self.values:
             raise AttributeError(f"this posterior has no {name}; it has {', '.join(self.values)}")
-        return self.values[name]
+        value = self.values[name]
+        return value.value if isinstance(value, Lazy) else value
 
     @property
     def probs(self) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from statespan.errors import StatespanError
-from statespan.tree import Tree, tree_map
+from statespan.tree import Lazy, Tree, tree_map
 
 
 @runtime_checkable
@@ -97,6 +97,59 @@ class Gaussian(NamedTuple):
     def summary(self) -> dict[str, Tensor]:
         """`mean` and `covariance`."""
         return {"mean": self.mean, "covariance": squared(self.scale)}
+
+
+class Steady(NamedTuple):
+    """Normal distributions (T, B, ...) whose covariance is the same from some step on, and kept once from there.
+
+    Args:
+        mean: (T, B, D).
+        roots: (N, B or 1, D, D), lower triangular: step t has the root of step min(t, N - 1).
+    """
+
+    mean: Tensor
+    roots: Tensor
+
+    @property
+    def state(self) -> "Steady":
+        """Itself."""
+        return self
+
+    @property
+    def fed(self) -> None:
+        """Nothing."""
+        return None
+
+    @property
+    def factor(self) -> None:
+        """It is flat along no direction (see `Diffuse`)."""
+        return None
+
+    @property
+    def scale(self) -> Tensor:
+        """The root of every step, (T, B, D, D)."""
+        return self._every(self.roots)
+
+    def draw(self) -> Gaussian:
+        """As that of `Gaussian`."""
+        return Gaussian(self.mean, self.scale).draw()
+
+    def point(self) -> Tensor:
+        """The mean, (T, B, D)."""
+        return self.mean
+
+    def summary(self) -> dict[str, Tensor]:
+        """`mean` and `covariance`."""
+        return {"mean": self.mean, "covariance": self._every(squared(self.roots))}
+
+    def answers(self) -> dict[str, Any]:
+        """The summary, whose covariance is made when it is first asked for."""
+        return {"mean": self.mean, "covariance": Lazy(lambda: self.summary()["covariance"])}
+
+    def _every(self, x: Tensor) -> Tensor:
+        rest = len(self.mean) - len(x)
+        whole = torch.cat([x, x[-1:].expand(rest, *x.shape[1:])]) if rest else x
+        return whole.expand(-1, self.mean.shape[1], -1, -1)
 
 
 class Diffuse(NamedTuple):

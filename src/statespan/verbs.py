@@ -17,7 +17,7 @@ from statespan.method import Method, prepare, run, total, walk_back
 from statespan.methods import check, method_for
 from statespan.part import seeded
 from statespan.sequences import Layout, Sequences, read
-from statespan.tree import Tree, detach, leaves, replace_leaves, stack, tree_map, unstack
+from statespan.tree import Lazy, Tree, detach, leaves, replace_leaves, stack, tree_map, unstack
 
 
 def ask(
@@ -68,8 +68,15 @@ def filter(model: Any, data: Sequences, layout: Layout, method: Method | None = 
     with torch.no_grad():
         trace = run(model, method, data, carried(belief), ("filtered", "last", "log_prob"))
     assert trace.log_prob is not None
-    values = {name: layout.steps(value) for name, value in method.public(model, trace.filtered).summary().items()}
+    values = _values(method.public(model, trace.filtered), layout)
     return Posterior(values, *_scores(trace.log_prob, layout, method.exact(model)), trace.last)
+
+
+def _values(belief: Any, layout: Layout) -> dict[str, Any]:
+    """What a user reads of beliefs, in the question's form; a belief may leave some of it until it is asked for."""
+    known = getattr(belief, "answers", belief.summary)()
+    each = {name: x if isinstance(x, Lazy) else layout.steps(x) for name, x in known.items()}
+    return {name: Lazy(lambda x=x: layout.steps(x.value)) if isinstance(x, Lazy) else x for name, x in each.items()}
 
 
 def _scores(log_prob: Tensor, layout: Layout, exact: bool) -> tuple[Tensor, bool, Layout, Any]:
@@ -90,7 +97,7 @@ def smooth(
     with torch.no_grad():
         prepared = prepare(model, method, data, belief=belief)
         known = method.hindsight(model, prepared, belief, data, pairs)
-        values = {name: layout.steps(value) for name, value in method.public(model, known.smoothed).summary().items()}
+        values = _values(method.public(model, known.smoothed), layout)
     if known.pairs is not None:
         values["pairs"] = layout._replace(lengths=[n - 1 for n in layout.lengths]).steps(known.pairs)
     return Posterior(values, *_scores(known.log_prob, layout, method.exact(model)))

@@ -153,6 +153,21 @@ def test_series_that_share_covariances_hold_them_once():
         assert_close(found.covariance[3], alone.covariance, rtol=1e-12, atol=1e-12)
 
 
+def test_a_settled_covariance_is_kept_once_and_spread_when_it_is_asked_for():
+    """A filter of many steps holds no T x D x D; what it answers is that of every step."""
+    model, steps = fixed(), 2_000
+    y = normal(2, steps, E)
+    found = model.filter(y)
+    with torch.no_grad():
+        kept = run(model, ss.Kalman(), ss.verbs.ask(model, y)[0], None, ("filtered",)).filtered
+    assert len(kept.roots) < 200
+    always = model.filter(y, method=ss.Kalman(steady=0.0))
+    assert_close(found.covariance, always.covariance, rtol=0, atol=1e-12)
+    assert_close(found.mean, always.mean, rtol=0, atol=1e-11)
+    assert found.covariance is found.covariance
+    assert kept.draw().mean.shape == kept.point().shape
+
+
 def test_the_settled_gain_is_exact():
     """A slow model of 400 steps: with and without reuse, to the tolerance that is stated."""
     model = ss.linear_gaussian(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from statespan.belief import Diffuse, Gaussian
+from statespan.belief import Diffuse, Gaussian, Steady
 from statespan.kernels import lanes
 from statespan.method import Prepared, Trace, register
 from statespan.methods import Kalman
@@ -375,6 +375,8 @@ def kalman(
     def whole(name: str, rest: Gaussian | None) -> Any:
         if rest is None:
             return None
+        if start.factor is None and name == "filtered":
+            return Steady(rest.mean.to(dtype), rest.scale[: run.own].to(dtype, copy=run.own < length))
         return _joined([getattr(step, name) for step in steps], _filled(rest, run.own, batch, dtype), start)
 
     last = None if run.last is None else tree_map(lambda x: x.to(dtype), run.last)
