@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from statespan.belief import Diffuse, Gaussian
+from statespan.belief import Diffuse, Gaussian, squared
 from statespan.errors import StatespanError
 from statespan.method import Expected, Hindsight, Method, Prepared, Statistics, closed_parts, find_kernel, run
 from statespan.part import Affine, GaussianInitial, LinearPart
@@ -240,7 +240,7 @@ class Kalman(Method):
         """
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
         known = self.hindsight(model, prepared, None, data, pairs=True)
-        mean, covariance = known.smoothed.mean, known.smoothed.scale @ known.smoothed.scale.mT
+        mean, covariance = known.smoothed.mean, squared(known.smoothed.scale)
         if known.smoothed.factor is not None and bool(known.smoothed.factor.any()):
             raise StatespanError("EM: a sequence is too short to settle its diffuse start; leave it out, or use ss.SGD")
         each = torch.ones(data.shape[1], dtype=mean.dtype, device=mean.device) if data.weights is None else data.weights
@@ -302,8 +302,12 @@ def _wide(inside: Tensor, like: Tensor) -> Tensor:
 
 
 def _summed(covariance: Tensor, weights: Tensor) -> Tensor:
-    """The sum of covariances (..., D, D), each times its weight (...)."""
-    return torch.einsum("n,nij->ij", weights.flatten(), covariance.flatten(0, -3))
+    """The sum of covariances (..., D, D), each times its weight (...); what an expanded axis shares counts once."""
+    for axis, step in enumerate(covariance.stride()[: weights.dim()]):
+        if step == 0:
+            covariance, weights = covariance.narrow(axis, 0, 1), weights.sum(axis, keepdim=True)
+    size = covariance.shape[-2:]
+    return (weights.flatten() @ covariance.flatten(0, -3).flatten(1)).view(size)
 
 
 def _joint(xx: Tensor, yx: Tensor, yy: Tensor) -> Tensor:
