@@ -109,6 +109,7 @@ FACTORIES: dict[str, Callable[[], Any]] = {
     "hmm/von-mises": hmm(lambda: scatter(ss.VonMises(2, WIDTH))),
     "linear-gaussian": linear,
     "nonlinear-gaussian": nonlinear,
+    "discrete-kalman/poisson": lambda: ss.generalised_linear(linear(), "poisson"),
     "switching/linear": switching,
     "linearised/linear-gaussian": linear,
     "particles/linear-gaussian": linear,

@@ -61,8 +61,8 @@ def test_a_normal_law_gets_kalmans_answers(name: str, state: int, width: int):
         for verb in (lambda m, **k: m.filter(y, **k), lambda m, **k: m.smooth(y, pairs=True, **k)):
             exact, found = verb(linear), verb(model, method=method)
             assert not found.exact
-            for key, value in exact.values.items():
-                assert_close(list(found.values[key]), list(value), **TIGHT)
+            for key in exact.values:
+                assert_close(list(getattr(found, key)), list(getattr(exact, key)), **TIGHT)
     assert_close(model.decode(y), linear.decode(y), rtol=0, atol=1e-7)
 
 
