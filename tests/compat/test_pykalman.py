@@ -1,9 +1,11 @@
 """The drop-in against pykalman itself: same parameters, same answers; same start, same EM, iteration by iteration.
 
-pykalman's distribution (wheel and sdist of 0.11.2) holds no tests of its own, so there are none to redirect.
+pykalman's distribution (wheel and sdist of 0.11.2) holds no tests of its own, so there are none to redirect; but it has
+a robot's data with the states, covariances and log-likelihoods that another program, in MATLAB, found.
 """
 
 import inspect
+import pickle
 import warnings
 from itertools import pairwise
 
@@ -112,6 +114,30 @@ def test_em_warns_as_pykalman_does_and_climbs():
     assert all(a <= b + 1e-9 for a, b in pairwise(values))
     with pytest.raises(ss.StatespanError, match="'covariances' is no parameter"):
         mine.em(z, em_vars=["covariances"])
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # pykalman leaves its own open
+def test_the_robot_of_pykalmans_data():
+    data = pytest.importorskip("pykalman.datasets").load_robot()
+    means = data.transition_offsets, data.observation_offset, data.initial_state_mean, data.initial_state_covariance
+    matrices = data.transition_matrix, data.observation_matrix
+    kf = ours.KalmanFilter(*matrices, data.transition_covariance, data.observation_covariance, *means)
+    mean, spread = kf.filter(data.observations)
+    np.testing.assert_allclose(mean[:500], data.filtered_state_means[:500], atol=1e-7)
+    np.testing.assert_allclose(spread[:500], data.filtered_state_covariances[:500], atol=1e-7)
+    np.testing.assert_allclose(kf.smooth(data.observations)[0], data.smoothed_state_means, atol=1e-7)
+    online = mean[10], spread[10]
+    for t in range(10, 20):
+        online = kf.filter_update(*online, data.observations[t + 1], transition_offset=data.transition_offsets[t])
+    close(online, (mean[20], spread[20]))
+    start = data.initial_transition_covariance, data.initial_observation_covariance
+    kf = ours.KalmanFilter(*matrices, *start, *means, em_vars=["transition_covariance", "observation_covariance"])
+    found = []
+    for _ in range(5):
+        found.append(kf.loglikelihood(data.observations))
+        kf.em(data.observations, n_iter=1)
+    assert found == pytest.approx(np.ravel(data.loglikelihoods)[:5].tolist(), rel=1e-9)
+    assert pickle.loads(pickle.dumps(kf)).loglikelihood(data.observations) == kf.loglikelihood(data.observations)
 
 
 def unscented(name, seed):

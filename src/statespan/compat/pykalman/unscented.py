@@ -76,8 +76,8 @@ class SigmaPoints(Linearisation):
 class Given(NamedTuple):
     """The parameters, in the order in which pykalman hands them on."""
 
-    transition_functions: list[Callable[..., Any]]
-    observation_functions: list[Callable[..., Any]]
+    transition_functions: np.ndarray
+    observation_functions: np.ndarray
     transition_covariance: np.ndarray
     observation_covariance: np.ndarray
     initial_state_mean: np.ndarray
@@ -413,12 +413,12 @@ class UnscentedKalmanFilter(_Unscented):
 # ------------------------------------------------------------------------------------------- the functions
 
 
-def functions_of(given: Any) -> list[Callable[..., Any]]:
-    """One function, or one a step, as a list."""
-    return [given] if callable(given) else list(np.asarray(given, dtype=object).ravel())
+def functions_of(given: Any) -> np.ndarray:
+    """One function, or one a step, as an array."""
+    return np.array([given], dtype=object) if callable(given) else np.asarray(given, dtype=object).ravel()
 
 
-def at(functions: list[Callable[..., Any]], t: int) -> Callable[..., Any]:
+def at(functions: np.ndarray, t: int) -> Callable[..., Any]:
     """The function of step t."""
     if len(functions) == 1:
         return functions[0]
@@ -427,16 +427,16 @@ def at(functions: list[Callable[..., Any]], t: int) -> Callable[..., Any]:
     return functions[t]
 
 
-def before(functions: list[Callable[..., Any]]) -> list[Callable[..., Any]]:
+def before(functions: np.ndarray) -> np.ndarray:
     """The function of the move into each step, where they are those of the moves out of it."""
-    return functions if len(functions) == 1 else [functions[0], *functions]
+    return functions if len(functions) == 1 else np.concatenate([functions[:1], functions])
 
 
-def only(given: Callable[..., Any] | None, own: list[Callable[..., Any]], name: str) -> list[Callable[..., Any]]:
+def only(given: Callable[..., Any] | None, own: np.ndarray, name: str) -> np.ndarray:
     """The function that is given, or the model's only one."""
     if given is None and len(own) > 1:
         raise StatespanError(f"{name} is not constant for all time; give filter_update the one of this step")
-    return own if given is None else [given]
+    return own if given is None else functions_of(given)
 
 
 def either(given: Any, own: np.ndarray) -> np.ndarray:
@@ -444,7 +444,7 @@ def either(given: Any, own: np.ndarray) -> np.ndarray:
     return own if given is None else array(given, 2)
 
 
-def each(functions: list[Callable[..., Any]]) -> Callable[[Tensor, Tensor], Tensor]:
+def each(functions: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
     """Functions of one state, for states (..., D) and the steps (..., 1) that they are of."""
     return per_step(lambda x, t: at(functions, t)(x))
 
