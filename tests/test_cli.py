@@ -159,17 +159,13 @@ def inline(monkeypatch):
     """Rows trained in this process: what the workers do, without the processes."""
 
     def execute(recipe, entries, source, out, seconds):
-        worker = workers._Worker.__new__(workers._Worker)
-        worker.out, worker.recipe, worker.stopping = out, recipe, False
-        worker.material = workers.fetch(source)
-        worker.digest = worker.material.digest
-        said: list[workers.Event] = []
-        monkeypatch.setattr(worker, "say", said.append, raising=False)
+        material = workers.fetch(source)
         for entry in sorted(entries, key=lambda e: -seconds[e.name]):
             yield workers.Started(entry.name)
-            ended = worker.train(entry, 0)
+            said: list[workers.Event] = []
+            told = lambda progress, said=said, name=entry.name: said.append(workers.Moved(name, progress))  # noqa: E731
+            ended = workers.attempt(workers.Job(entry), recipe, material, out, told, lambda: False)
             yield from said
-            said.clear()
             yield ended
 
     monkeypatch.setattr(runs.workers, "execute", execute)

@@ -200,7 +200,9 @@ class SearchRun:
             )
         except Exception as error:
             why = str(error).split("\n")[0].rstrip(".")
-            raise StatespanError(f"--storage {self.storage}: cannot be opened: {why}; mend the URL, or install its driver") from error
+            raise StatespanError(
+                f"--storage {self.storage}: cannot be opened: {why}; mend the URL, or install its driver"
+            ) from error
 
     def train(self) -> Generator[Event]:
         """Search until every row has its trials; yields what happens. Closing the iterator stops the workers."""
