@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import statespan as ss
+from statespan.fit.fitting import usual
 
 
 def rows() -> list[torch.Tensor]:
@@ -92,3 +93,10 @@ def test_degenerate_fits_are_reported():
     short = ss.EM(iterations=2)
     model().fit(rows(), by=short)
     assert any("not converged after 2" in note for note in short.notes)
+
+
+def test_the_usual_fitter_is_the_best_that_the_parts_and_the_method_allow():
+    assert usual(ss.hmm(states=2, emission=ss.Gaussian(1))) is ss.EM
+    assert usual(ss.hmm(states=2, emission=ss.Emission("Gumbel", 1))) is ss.LBFGS
+    assert usual(ss.level() + ss.seasonal(4)) is ss.LBFGS
+    assert usual(ss.lstm(vocabulary=5, width=3)) is ss.SGD
