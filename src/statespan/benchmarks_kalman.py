@@ -17,8 +17,11 @@ from statespan.sequences import read
 
 SHAPES = ((1_000, 1), (100_000, 1), (200, 1_000))
 SIZES = ((2, 1), (8, 4), (32, 16))
-LONGEST_PEER = 2e8
+LONGEST = {"statsmodels": 3e7, "simdkalman": 3e7, "dynamax": 3e8}
 """A peer whose work, steps times states squared, is more than this is not run."""
+
+GAPS = 0.1
+"""The share of entries that are missing, where some are."""
 
 
 def _model(state: int, observed: int) -> Any:
@@ -41,8 +44,8 @@ def _matrices(model: Any) -> dict[str, np.ndarray]:
         return {name: x.numpy().copy() for name, x in values.items()}
 
 
-def _ours(model: Any, y: np.ndarray) -> Callable[[], Any]:
-    data, _ = read(y, model.emission.event)
+def _ours(model: Any, y: np.ndarray, inputs: np.ndarray | None = None) -> Callable[[], Any]:
+    data, _ = read(y, model.emission.event, inputs=inputs)
     method = Kalman()
 
     def go() -> Any:
@@ -84,7 +87,7 @@ def _pykalman(model: Any, y: np.ndarray) -> Any:
     return pykalman.KalmanFilter(given["A"], given["C"], given["Q"], given["R"], None, None, given["m"], given["P"])
 
 
-def _dynamax(model: Any, y: np.ndarray) -> Callable[[], Any]:
+def _dynamax(model: Any, y: np.ndarray, dynamics: np.ndarray | None = None) -> Callable[[], Any]:
     import jax  # pyright: ignore[reportMissingImports]
 
     jax.config.update("jax_enable_x64", True)
@@ -101,6 +104,8 @@ def _dynamax(model: Any, y: np.ndarray) -> Callable[[], Any]:
         emission_weights=given["C"],
         emission_covariance=given["R"],
     )
+    if dynamics is not None:
+        parameters = parameters._replace(dynamics=parameters.dynamics._replace(weights=jax.numpy.asarray(dynamics)))
     smooth = jax.jit(jax.vmap(lambda row: peer.smoother(parameters, row).smoothed_means))
     return lambda: smooth(y).block_until_ready()
 
@@ -108,23 +113,60 @@ def _dynamax(model: Any, y: np.ndarray) -> Callable[[], Any]:
 PEERS = {"statsmodels": _statsmodels, "simdkalman": _simdkalman, "dynamax": _dynamax}
 
 
-def smoothing(quick: bool = False) -> None:
-    """Filter and smooth, time-invariant."""
-    there = {name: make for name, make in PEERS.items() if importlib.util.find_spec(name)}
+def _installed() -> list[str]:
+    """The peers that are there; says which are not."""
+    there = [name for name in PEERS if importlib.util.find_spec(name)]
     if absent := [name for name in PEERS if name not in there]:
         print(f"kalman: not installed: {', '.join(absent)}; pip install {' '.join(absent)} to compare\n")
-    rows = []
+    return there
+
+
+def _row(name: str, ours: dict[str, Callable[[], Any]], peers: dict[str, Callable[[], Any]], all_: list[str]) -> list:
+    """Our times, then how many times longer each peer takes than our first."""
+    times = turns([*ours.values(), *peers.values()], 5, 15.0)
+    longer = dict(zip(peers, times[len(ours) :], strict=True))
+    own = [f"{x:.2f} ms" for x in times[: len(ours)]]
+    return [name, *own, *(f"{longer[p] / times[0]:.1f} x" if p in longer else "not run" for p in all_)]
+
+
+def smoothing(quick: bool = False) -> None:
+    """Filter and smooth, time-invariant: from data that are read, and from an array by the verb."""
+    there, rows = _installed(), []
     for state, observed in SIZES[:2] if quick else SIZES:
         model = _model(state, observed)
         for length, batch in SHAPES[::2] if quick else SHAPES:
             y = np.random.default_rng(0).normal(size=(batch, length, observed))
-            made = [_ours(model, y)]
-            short = length * batch * state**2 <= LONGEST_PEER
-            made += [make(model, y) for make in there.values()] if short else []
-            times = turns(made, 5, 15.0)
-            ratios = [f"{x / times[0]:.1f} x" for x in times[1:]] or ["not run"] * len(there)
-            rows.append([f"state {state}, observed {observed}, {batch} of {length}", f"{times[0]:.2f} ms", *ratios])
-    table("Kalman filter and smoother, time-invariant, float64", ["", "statespan", *there], rows)
+            work = length * batch * state**2
+            peers = {name: PEERS[name](model, y) for name in there if work <= LONGEST[name]}
+            ours = {"": _ours(model, y), "verb": lambda model=model, y=y: model.smooth(y)}
+            rows.append(_row(f"state {state}, observed {observed}, {batch} of {length}", ours, peers, there))
+    table("Kalman filter and smoother, time-invariant, float64", ["", "statespan", "model.smooth", *there], rows)
+
+
+def changing(quick: bool = False) -> None:
+    """State 8, observed 4: matrices that vary in time, gaps and matrices of each series' own."""
+    there, rows, state, observed = _installed(), [], 8, 4
+    for length, batch in SHAPES[:1] if quick else SHAPES[::2]:
+        rng = np.random.default_rng(0)
+        y = rng.normal(size=(batch, length, observed))
+        size = f"{batch} of {length}"
+        turned = 0.95 * np.linalg.qr(rng.normal(size=(length, state, state)))[0]
+        steps = np.broadcast_to(np.arange(length, dtype=float)[:, None], (batch, length, 1)).copy()
+        observing = _model(state, observed).emission.matrix.detach()
+        varying = linear_gaussian(dynamics=turned, observation=observing, seed=0)
+        # Theirs is the move out of a step, ours the one into it.
+        peers = {"dynamax": _dynamax(_model(state, observed), y, np.roll(turned, -1, 0))} if "dynamax" in there else {}
+        rows.append(_row(f"varying in time, shared, {size}", {"": _ours(varying, y, steps)}, peers, there))
+        gapped = np.where(rng.random(y.shape) < GAPS, np.nan, y)
+        model = _model(state, observed)
+        peers = {"statsmodels": _statsmodels(model, gapped)} if "statsmodels" in there else {}
+        rows.append(_row(f"gaps of each series' own, {size}", {"": _ours(model, gapped)}, peers, there))
+        if batch > 1:
+            each = 0.95 * np.linalg.qr(rng.normal(size=(batch, state, state)))[0]
+            apart = linear_gaussian(dynamics=each, observation=observing, seed=0)
+            own = np.broadcast_to(np.arange(batch, dtype=float)[:, None, None], (batch, length, 1)).copy()
+            rows.append(_row(f"matrices of each series' own, {size}", {"": _ours(apart, y, own)}, {}, there))
+    table("Kalman filter and smoother, state 8, observed 4, float64", ["", "statespan", *there], rows)
 
 
 def fitting() -> None:
@@ -155,4 +197,5 @@ def fitting() -> None:
 def kalman(quick: bool = False) -> None:
     """Every section."""
     smoothing(quick)
+    changing(quick)
     fitting()
