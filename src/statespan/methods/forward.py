@@ -206,8 +206,10 @@ class Forward(Method):
         return model.emission.mixture(probs, u, constants.emission)
 
     def breadth(self, model: Any, data: Sequences) -> int:
-        """The number of states; one where only symbols have likelihoods of their own."""
-        return 1 if by_symbol(model, self, data) else model.transition.states
+        """The number of states, and a vector and its squares; one where only symbols have likelihoods of their own."""
+        if by_symbol(model, self, data):
+            return 1
+        return model.transition.states + 2 * (model.emission.event.dim or 0)
 
     def expect(self, model: Any, constants: Constants, data: Sequences) -> Expected:
         """By one backward pass; a weight counts a sequence that many times, a power an observation."""
