@@ -190,6 +190,9 @@ def _draw(
     elif "mean" in values:
         mean, covariance = (one(values[name], single, sequence) for name in ("mean", "covariance"))
         _means(mean, np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1).clip(min=0)), axes, across)
+    elif "marginals" in values:  # (T, C, K): the chains one above the other
+        each = one(values["marginals"], single, sequence)
+        heat(each.reshape(len(each), -1), axes, "chain, state", "probability", across)
     else:
         heat(one(values["state"], single, sequence), axes, "unit", "activation", across)
 
