@@ -74,8 +74,9 @@ def auxiliary(model: Any, y: Any, inputs: Any = None) -> Auxiliary:
         >>> import statespan as ss
         >>> y = [0.1, -0.2, 0.3, 9.0, 0.2, -0.1, 0.1, 0.3]
         >>> model = ss.level(variance=0.01)
-        >>> ss.auxiliary(model, y).outliers()["step"]
-        [3]
+        >>> worst = ss.auxiliary(model, y).outliers()
+        >>> worst["name"][0], worst["step"][0]
+        ('noise', 3)
     """
     method = Kalman()
     if lacks(Kalman, model):
