@@ -106,13 +106,13 @@ def test_against_a_numerical_integral(name: str):
 @pytest.mark.parametrize("name,width", [("categorical", 3), ("poisson", 2), ("negative binomial", 1)])
 def test_against_particles(name: str, width: int):
     model = ss.generalised_linear(predictor(2, width), name)
-    y = model.sample(None, 25, seed=4)[1].double()
+    y = model.sample(None, 14, seed=4)[1].double()
     y[5] = math.nan
     with torch.no_grad():
-        many = y.expand(8, *y.shape)
-        estimates = model.log_prob(many, method=ss.ParticleFilter(4000))
-        truth = estimates.logsumexp(0) - math.log(8)
-        error = estimates.std() / math.sqrt(8)
+        many = y.expand(6, *y.shape)
+        estimates = model.log_prob(many, method=ss.ParticleFilter(3000))
+        truth = estimates.logsumexp(0) - math.log(6)
+        error = estimates.std() / math.sqrt(6)
         assert abs(model.log_prob(y) - truth) < 0.03 + 4 * error
         assert abs(model.log_prob(y, method=ss.DiscreteKalman(ROUGH)) - truth) < 2
 
@@ -193,13 +193,13 @@ def test_a_structural_series_of_counts_against_the_dense_laplace_approximation()
 def test_em_and_gradients_climb():
     for name in ("poisson", "negative binomial", "categorical"):
         truth = ss.generalised_linear(predictor(2, 4), name)
-        y = [row[: 14 - 5 * i] for i, row in enumerate(truth.sample(2, 14, seed=6)[1].double())]
+        y = [row[: 10 - 3 * i] for i, row in enumerate(truth.sample(2, 10, seed=6)[1].double())]
         y[0][3] = math.nan
         model = ss.generalised_linear(ss.linear_gaussian(state=2, observed=4, seed=8), name)
-        by = ss.EM(iterations=4, tolerance=0)
+        by = ss.EM(iterations=3, tolerance=0)
         model.fit(y, by=by)
         assert all(b > a - 1e-3 for a, b in itertools.pairwise(by.history)), (name, by.history)
-        assert by.history[-1] > by.history[0] + 1, name
+        assert by.history[-1] > by.history[0] + 0.3, name
     held = model.emission.matrix.clone()
     model.fit(y[1], by=ss.LBFGS(iterations=1), hold=("emission.matrix", "initial"))
     assert torch.equal(held, model.emission.matrix)
@@ -249,16 +249,16 @@ def test_streams_gaps_forecasts_and_files(tmp_path):
     assert_close(stream.log_prob, whole.log_prob, **TIGHT)
     assert_close(stream.belief.mean[0], whole.mean[-1], **TIGHT)
     assert_close(stream.lagged.mean[0], model.smooth(y[0]).mean[-3], **TIGHT)
-    ahead = model.forecast(y, steps=3, samples=4000, seed=1)
+    ahead = model.forecast(y, steps=3, samples=2000, seed=1)
     with torch.no_grad():
         z = model.filter(y).belief
         z = z.mean[:, None] + torch.randn(3, 4000, 2, dtype=torch.float64) @ z.scale.mT
         drawn = model.emission(model.transition(z).sample()).sample()
-    assert_close(ahead.mean[:, 0], drawn.mean(1), rtol=0, atol=0.15)
+    assert_close(ahead.mean[:, 0], drawn.mean(1), rtol=0, atol=0.2)
     assert bool((ahead.samples == ahead.samples.round()).all()) and ahead.samples.max() <= 9
     filled = model.impute(y[0])
-    paths = model.sample_posterior(y[0], n=3000, seed=2)
-    assert_close(paths.mean(0), model.smooth(y[0]).mean, rtol=0, atol=0.06)
+    paths = model.sample_posterior(y[0], n=1000, seed=2)
+    assert_close(paths.mean(0), model.smooth(y[0]).mean, rtol=0, atol=0.09)
     assert_close(filled[3], model.emission(paths[:, 3]).mean.mean(0).detach(), rtol=0, atol=0.15)
     model.save(tmp_path / "counts.safetensors")
     assert torch.equal(ss.load(tmp_path / "counts.safetensors").log_prob(y), model.log_prob(y))

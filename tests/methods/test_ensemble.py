@@ -67,13 +67,13 @@ def test_a_large_ensemble_of_a_linear_model_gets_kalmans_answers():
     with torch.no_grad():
         for verb in (model.filter, model.smooth):
             exact, errors = verb(y), []
-            for members in (50, 4000):
+            for members in (50, 3000):
                 found = verb(y, method=ss.EnsembleKalman(members))
                 assert not found.exact
                 errors.append(float((found.mean - exact.mean).square().mean().sqrt()))
             assert errors[1] < 0.03 < errors[0]  # one over the root of the members
             assert_close(found.covariance, exact.covariance, rtol=0, atol=0.05)
-            assert_close(found.log_prob, exact.log_prob, rtol=0, atol=0.15)
+            assert_close(found.log_prob, exact.log_prob, rtol=0, atol=0.3)
         paths = model.sample_posterior(y, n=150, seed=2, method=ss.EnsembleKalman(60))
         assert_close(paths.mean(0), exact.mean, rtol=0, atol=0.25)
         assert_close(paths.var(0), exact.covariance.diagonal(dim1=-2, dim2=-1), rtol=0.5, atol=0.02)
@@ -109,14 +109,15 @@ def test_lorenz_96_is_followed_and_the_smoother_sees_more():
     apart = (place[:, None] - place[::2]).abs()
     near = taper(torch.minimum(apart, 40 - apart), radius=8.0)
     torch.manual_seed(1)
-    for every, method, most in (
-        (1, ss.EnsembleKalman(40, inflation=1.02), 0.4),
-        (2, ss.EnsembleKalman(10, inflation=1.05, localisation=near), 0.9),
+    for every, length, method, most in (
+        (1, 70, ss.EnsembleKalman(40, inflation=1.02), 0.4),
+        (2, 90, ss.EnsembleKalman(10, inflation=1.05, localisation=near), 0.9),
     ):
         model = weather(every)
-        z, y = model.sample(None, 90, seed=3)
-        error = lambda p: float((p.mean[30:] - z[30:]).square().mean().sqrt())  # noqa: B023, E731
-        filtered, smoothed = model.filter(y, method=method), model.smooth(y, method=method)
+        z, y = model.sample(None, length, seed=3)
+        error = lambda p: float((p.mean[:, 30:] - z[30:]).square().mean().sqrt())  # noqa: B023, E731
+        many = y.expand(4, -1, -1)
+        filtered, smoothed = model.filter(many, method=method), model.smooth(many, method=method)
         climate = float(z.std())
         assert error(filtered) < most and climate > 3
         assert error(smoothed) < error(filtered)

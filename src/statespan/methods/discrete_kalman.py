@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 from statespan.belief import Gaussian
 from statespan.errors import StatespanError
 from statespan.method import Expected, Hindsight, Method, Prepared, Statistics, closed_parts, run
-from statespan.methods.kalman import Kalman, Observation, compress, follow, over_time, reverse, sweep, unseen
+from statespan.methods.kalman import Kalman, Observation, follow, over_time, reverse, sweep, unseen
 from statespan.methods.updates import LaplaceApproximation, Seen, Update, spread_points
 from statespan.part import Affine, GaussianInitial, LinearPart
 from statespan.parts.generalised import PredictedEmission
@@ -252,10 +252,10 @@ def tangent(law: Any, reading: Reading, z: Tensor) -> Observation:
     near = law.near(eta, reading.y, reading.there)
     rows = law.root(near.shape, matrix.expand(*eta.shape, -1))
     told = apply(rows, z) + law.white(near.slope, near.shape)
-    nothing, noise = Shared(torch.zeros((), dtype=torch.float64)), torch.eye(eta.shape[-1]).to(eta)
-    if rows.shape[-2] > rows.shape[-1]:
-        return compress(told, rows, noise, nothing)
-    return Observation(told, rows, Shared(noise), nothing)
+    if rows.shape[-2] > rows.shape[-1]:  # as many rows as there are states say the same
+        turn, rows = torch.linalg.qr(rows, mode="reduced")
+        told = apply(turn.mT, told)
+    return Observation(told, rows, Shared(torch.eye(rows.shape[-2]).to(eta)), Shared(told.new_zeros(()).double()))
 
 
 @torch.no_grad()
