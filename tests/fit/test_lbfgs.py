@@ -59,3 +59,17 @@ def test_bad_use_is_named():
         ss.LBFGS(iterations=0)
     with pytest.raises(ss.StatespanError, match="no parameter is free"):
         model.requires_grad_(False).fit([0.1, 0.2], by=ss.LBFGS())
+
+
+def test_it_climbs_the_log_prob_of_the_method_asked_for():
+    def reached(by):
+        model = ss.generalised_linear(ss.linear_gaussian(state=1, observed=1, seed=0), "poisson")
+        return model.fit([2, 3, 1, 4, 9, 7, 8, 12], by=by).log_prob([2, 3, 1, 4, 9, 7, 8, 12], method=by.method).item()
+
+    moments = ss.DiscreteKalman(ss.ConditionalMoments())
+    own, other = reached(ss.LBFGS(iterations=8)), reached(ss.LBFGS(iterations=8, method=moments))
+    assert own != other
+    with pytest.raises(ss.StatespanError, match="Forward"):
+        reached(ss.LBFGS(iterations=1, method=ss.Forward()))
+    with pytest.raises(ss.StatespanError, match="Forward"):
+        reached(ss.SGD(epochs=1, method=ss.Forward()))

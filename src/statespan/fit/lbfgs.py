@@ -9,9 +9,9 @@ from torch import Tensor
 from statespan.errors import StatespanError
 from statespan.fit.em import observations
 from statespan.fit.fitting import Fitter, restart
-from statespan.method import run, total
-from statespan.methods import method_for
+from statespan.method import Method, run, total
 from statespan.sequences import Sequences
+from statespan.verbs import choose
 
 
 class LBFGS(Fitter):
@@ -25,6 +25,7 @@ class LBFGS(Fitter):
         tolerance: stop when the log-likelihood of an observation rises by less than this twice running; 0 never stops.
         memory: how many steps the curvature is made of.
         callback: called after each iteration with its number, from 1, and the value that `history` got.
+        method: whose log_prob is maximised; None: the model's own.
 
     Raises:
         StatespanError: nothing is free, or the log-likelihood is not finite at the start.
@@ -47,17 +48,19 @@ class LBFGS(Fitter):
         tolerance: float = 1e-9,
         memory: int = 20,
         callback: Callable[[int, float], None] | None = None,
+        method: Method | None = None,
     ):
         if iterations < 1:
             raise StatespanError(f"LBFGS(iterations={iterations}): use at least one")
         self.iterations, self.tolerance, self.memory, self.callback = iterations, tolerance, memory, callback
+        self.method = method
         self.history: list[float] = []
 
     def __call__(self, model: Any, data: Sequences, start: bool = False) -> float:
         """Fit in place; the log-likelihood (and log-prior) at the end."""
         if start:
             restart(model, data)
-        objective = _Objective(model, data)
+        objective = _Objective(model, data, choose(model, self.method))
         count = max(observations(data), 1)
         first = objective.value()
         if first is None:
@@ -90,8 +93,8 @@ class LBFGS(Fitter):
 class _Objective:
     """Minus the log-likelihood (and log-prior) of an observation, and its gradient, where they are defined."""
 
-    def __init__(self, model: Any, data: Sequences):
-        self.model, self.data, self.method = model, data, method_for(model)
+    def __init__(self, model: Any, data: Sequences, method: Method):
+        self.model, self.data, self.method = model, data, method
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise StatespanError("LBFGS: no parameter is free; set requires_grad where one is to be fitted")

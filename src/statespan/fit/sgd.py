@@ -8,9 +8,9 @@ import torch
 from statespan.errors import StatespanError
 from statespan.fit.em import notes, observations, take
 from statespan.fit.fitting import Fitter, restart
-from statespan.method import run, total
-from statespan.methods import method_for
+from statespan.method import Method, run, total
 from statespan.sequences import Sequences
+from statespan.verbs import choose
 
 
 class SGD(Fitter):
@@ -28,6 +28,7 @@ class SGD(Fitter):
             0 never stops.
         patience: how many epochs.
         callback: called after each pass with its number, from 1, and its log-likelihood.
+        method: whose log_prob is maximised; None: the model's own.
 
     Source:
         Buys, Bisk and Choi, section 2.2: "we only implement the forward algorithm".
@@ -52,17 +53,19 @@ class SGD(Fitter):
         callback: Callable[[int, float], None] | None = None,
         tolerance: float = 0.0,
         patience: int = 5,
+        method: Method | None = None,
     ):
         if epochs < 1:
             raise StatespanError(f"SGD(epochs={epochs}): use at least one")
         self.epochs, self.learning_rate, self.optimizer, self.batch = epochs, learning_rate, optimizer, batch
         self.tolerance, self.patience = tolerance, patience
         self.clip, self.weight_decay, self.options, self.callback = clip, weight_decay, options or {}, callback
+        self.method = method
         self.history: list[float] = []
 
     def __call__(self, model: Any, data: Sequences, start: bool = False) -> float:
         """Fit in place; the log-likelihood of the last pass."""
-        method = method_for(model)
+        method = choose(model, self.method)
         if start:
             restart(model, data)
         parameters = [p for p in model.parameters() if p.requires_grad]
