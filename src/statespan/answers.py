@@ -1,5 +1,6 @@
 """What the verbs return."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,6 @@ from torch.distributions import Categorical, Distribution
 
 from statespan.errors import StatespanError
 from statespan.sequences import Layout
-from statespan.tree import Lazy
 
 
 class Posterior(NamedTuple):
@@ -24,7 +24,7 @@ class Posterior(NamedTuple):
         belief: the belief at each sequence's own end, to carry on from; None for a smoothed posterior.
     """
 
-    values: dict[str, Any]
+    values: Mapping[str, Any]
     log_prob: Tensor
     exact: bool
     layout: Layout
@@ -34,8 +34,7 @@ class Posterior(NamedTuple):
     def _value(self, name: str) -> Any:
         if name not in self.values:
             raise AttributeError(f"this posterior has no {name}; it has {', '.join(self.values)}")
-        value = self.values[name]
-        return value.value if isinstance(value, Lazy) else value
+        return self.values[name]
 
     @property
     def probs(self) -> Any:

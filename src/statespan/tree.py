@@ -1,6 +1,6 @@
 """Nested tuples of tensors: the one container that beliefs, tables and prepared work share."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -98,3 +98,23 @@ class Lazy:
         if make is not None:
             self._value, self._make = make(), None
         return self._value
+
+
+class Lazily(Mapping[str, Any]):
+    """A dictionary that may hold `Lazy` values; who looks one up gets what it makes."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self._values = values
+
+    def __getitem__(self, name: str) -> Any:
+        """The value, made now if it never was."""
+        value = self._values[name]
+        return value.value if isinstance(value, Lazy) else value
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._values)

@@ -17,7 +17,7 @@ from statespan.method import Method, prepare, run, total, walk_back
 from statespan.methods import check, method_for
 from statespan.part import seeded
 from statespan.sequences import Layout, Sequences, read
-from statespan.tree import Lazy, Tree, detach, leaves, replace_leaves, stack, tree_map, unstack
+from statespan.tree import Lazily, Lazy, Tree, detach, leaves, replace_leaves, stack, tree_map, unstack
 
 
 def ask(
@@ -72,11 +72,13 @@ def filter(model: Any, data: Sequences, layout: Layout, method: Method | None = 
     return Posterior(values, *_scores(trace.log_prob, layout, method.exact(model)), trace.last)
 
 
-def _values(belief: Any, layout: Layout) -> dict[str, Any]:
+def _values(belief: Any, layout: Layout, pairs: Any = None) -> Lazily:
     """What a user reads of beliefs, in the question's form; a belief may leave some of it until it is asked for."""
     known = getattr(belief, "answers", belief.summary)()
-    each = {name: x if isinstance(x, Lazy) else layout.steps(x) for name, x in known.items()}
-    return {name: Lazy(lambda x=x: layout.steps(x.value)) if isinstance(x, Lazy) else x for name, x in each.items()}
+    lazy = {n: Lazy(lambda x=x: layout.steps(x.value)) for n, x in known.items() if isinstance(x, Lazy)}
+    each = {n: layout.steps(x) for n, x in known.items() if n not in lazy}
+    joint = {} if pairs is None else {"pairs": layout._replace(lengths=[n - 1 for n in layout.lengths]).steps(pairs)}
+    return Lazily(each | lazy | joint)
 
 
 def _scores(log_prob: Tensor, layout: Layout, exact: bool) -> tuple[Tensor, bool, Layout, Any]:
@@ -97,9 +99,7 @@ def smooth(
     with torch.no_grad():
         prepared = prepare(model, method, data, belief=belief)
         known = method.hindsight(model, prepared, belief, data, pairs)
-        values = _values(method.public(model, known.smoothed), layout)
-    if known.pairs is not None:
-        values["pairs"] = layout._replace(lengths=[n - 1 for n in layout.lengths]).steps(known.pairs)
+        values = _values(method.public(model, known.smoothed), layout, known.pairs)
     return Posterior(values, *_scores(known.log_prob, layout, method.exact(model)))
 
 
