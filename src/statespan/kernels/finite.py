@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from statespan.belief import Discrete, select, with_fed
-from statespan.kernels.expected_moves import expected_moves
+from statespan.kernels.expected_moves import FEW, expected_moves
 from statespan.kernels.forward_backward import forward_backward
 from statespan.kernels.viterbi import max_product
 from statespan.method import Prepared, Trace, register
@@ -33,8 +33,10 @@ def _trace(prepared: Prepared, log_normaliser: torch.Tensor, filtered: torch.Ten
 @register(Forward, MatrixTransition, keeps=("filtered", "last", "log_prob", "posterior", "counts", "sums", "first"))
 def dense(
     model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
-) -> Trace:
+) -> Trace | None:
     """A stochastic matrix that does not vary with time; for `sums` the likelihoods are of rows that steps share."""
+    if "sums" in keep and batch * prepared.likelihoods.value.element_size() * FEW <= 64:
+        return None  # one by one, a step reads its own row faster than one that lies anywhere
     predicted = _start(model, method, prepared, batch, belief)
     table, value = prepared.moves.tables.value, prepared.likelihoods.value
     if keep & {"posterior", "sums"}:
