@@ -10,7 +10,7 @@ from scipy import stats
 from torch.testing import assert_close
 
 import statespan as ss
-from statespan.checking import _ranks, _runs
+from statespan.checks.check import _ranks, _runs
 
 matplotlib.use("Agg")
 
@@ -179,7 +179,7 @@ def test_cumulated_sums_of_statsmodels_recursive_residuals():
 
 def test_the_lines_of_cumulated_sums_hold_their_level():
     """Of 400 series of white noise about one in twenty crosses (Brown, Durbin and Evans's lines are approximate)."""
-    from statespan.significance import cusum, cusum_squares
+    from statespan.checks.significance import cusum, cusum_squares
 
     rows = torch.randn(400, 100, generator=torch.Generator().manual_seed(1)).double()
     assert 5 <= sum(cusum(row).crossed for row in rows) <= 30

@@ -5,18 +5,20 @@ the verbs (log_prob, filter, smooth, decode, forecast, sample, impute, fit, stre
 """
 
 from statespan.answers import Forecast, Posterior
-from statespan.auxiliary import auxiliary
 from statespan.belief import Best, Diffuse, Discrete, Hidden, Hybrid, MixtureOfGaussians, Particles, Point
 from statespan.belief import Gaussian as GaussianBelief
-from statespan.checking import check
+from statespan.checks.auxiliary import auxiliary
+from statespan.checks.check import check
 from statespan.errors import StatespanError
-from statespan.families import factorial_hmm, hmm, linear_gaussian, semi_markov
-from statespan.families_changepoints import changepoints, segment_means
-from statespan.families_factor import dynamic_factor
-from statespan.families_generalised import generalised_linear
-from statespan.families_linear import continuous, matern
-from statespan.families_switching import markov_switching
-from statespan.families_switching_linear import switching_linear
+from statespan.families.changepoints import changepoints, segment_means
+from statespan.families.dynamic_factor import dynamic_factor
+from statespan.families.generalised import generalised_linear
+from statespan.families.hidden_markov import factorial_hmm, hmm, semi_markov
+from statespan.families.linear import continuous, linear_gaussian, matern
+from statespan.families.structural import arima, autoregressive, cycle, decompose, level, regression, seasonal, slope
+from statespan.families.subspace import subspace
+from statespan.families.switching import markov_switching
+from statespan.families.switching_linear import switching_linear
 from statespan.files import load
 from statespan.fit import EM, LBFGS, SGD, VI, Chain, OnlineEM
 from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
@@ -114,8 +116,6 @@ from statespan.parts.switching_linear import (
 from statespan.parts.wide import IndependentGaussian, IndependentStart
 from statespan.selection import align, compare, select_states
 from statespan.sequences import Sequences
-from statespan.structural import arima, autoregressive, cycle, decompose, level, regression, seasonal, slope
-from statespan.subspace import subspace
 from statespan.tree import Shared, detach
 from statespan.verbs import Stream
 from statespan.version import __version__

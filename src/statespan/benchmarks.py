@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from statespan.errors import StatespanError
-from statespan.families import hmm
+from statespan.families.hidden_markov import hmm
 from statespan.fit import EM
 from statespan.fit.em import group
 from statespan.ladder.rungs import LADDER, find, ladder

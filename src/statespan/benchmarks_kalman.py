@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from statespan.benchmarks import table, turns
-from statespan.families_linear import linear_gaussian
+from statespan.families.linear import linear_gaussian
 from statespan.fit import EM
 from statespan.method import prepare
 from statespan.methods import Kalman

@@ -71,7 +71,7 @@ class StateSpace(Part):
 
     def __add__(self, other: "StateSpace") -> "StateSpace":
         """The model of the sum of two structural series: `ss.level() + ss.seasonal(12)`."""
-        from statespan.structural import add
+        from statespan.families.structural import add
 
         return add(self, other)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from statespan.errors import StatespanError
-from statespan.families import hmm
+from statespan.families.hidden_markov import hmm
 from statespan.fit import Fitter, fit
 from statespan.fit.em import observations, take
 from statespan.method import lacks, run, total

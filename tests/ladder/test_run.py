@@ -312,7 +312,9 @@ def test_a_line_starts_where_lines_have_ended(tagged):
         if words[t, b] == tagged.vocabulary.eos
     ]
     row.start_after_ends(made, tagged)
-    torch.testing.assert_close(made.initial.logits.softmax(-1).double(), torch.stack(states).mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        made.initial.logits.softmax(-1).double(), torch.stack(states).mean(0), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", sorted(ss.LADDER))

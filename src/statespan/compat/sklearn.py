@@ -19,7 +19,7 @@ from sklearn.utils.validation import (
 )
 
 from statespan.errors import StatespanError
-from statespan.families import hmm
+from statespan.families.hidden_markov import hmm
 from statespan.fit import EM
 from statespan.part import seeded
 from statespan.parts.emissions import Gaussian

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from statespan.errors import StatespanError
-from statespan.families import hmm
+from statespan.families.hidden_markov import hmm
 from statespan.fit import EM
 from statespan.language.corpora import Sentence
 from statespan.language.scoring import alike, batches, walk

@@ -147,8 +147,8 @@ def _whitened(scale: Tensor, matrix: Tensor, y: Tensor, place: str) -> Rows:
     sizes = root.diagonal(dim1=-2, dim2=-1).abs()
     if not bool((sizes.amin(-1) > sizes.amax(-1) * 1e-7).all()):
         raise StatespanError(
-            f"EM of a switching linear model needs noise in every direction, and {place} has none in one, from the start "
-            "or by the fit; hold that noise above zero, or fit by ss.LBFGS()"
+            f"EM of a switching linear model needs noise in every direction, and {place} has none in one, from the "
+            "start or by the fit; hold that noise above zero, or fit by ss.LBFGS()"
         )
     front = torch.broadcast_shapes(root.shape[:-2], matrix.shape[:-2], y.shape[:-1])
     both = torch.cat([matrix.expand(*front, -1, -1), y[..., None].expand(*front, -1, 1)], -1)

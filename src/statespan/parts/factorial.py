@@ -14,7 +14,6 @@ from statespan.parts.initial import Start
 from statespan.shapes import Float
 from statespan.tree import Shared, Tree
 
-
 MOST = 2**24
 """Joint states at most: a table of more is refused."""
 

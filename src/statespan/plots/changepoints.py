@@ -45,7 +45,7 @@ def plot_changepoints(
         >>> plot_changepoints(model, [1, 0, 2, 1, 12, 9, 14]).get_ylabel()
         'y'
     """
-    from statespan.families_changepoints import segment_means
+    from statespan.families.changepoints import segment_means
 
     known = segment_means(model, y, inputs=inputs, method=method)
     if isinstance(known.mean, list) or known.mean.dim() != 2:

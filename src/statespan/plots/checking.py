@@ -9,8 +9,8 @@ from statespan.errors import StatespanError
 from statespan.plots.style import COLOURS, HAIR, QUIET, Across, new, numbers, panels, plain
 
 if TYPE_CHECKING:
-    from statespan.auxiliary import Auxiliary
-    from statespan.checking import Check
+    from statespan.checks.auxiliary import Auxiliary
+    from statespan.checks.check import Check
 
 
 def plot_check(found: "Check", column: int = 0) -> Any:
@@ -86,7 +86,7 @@ def plot_nis(found: "Check", axes: Any = None, level: float = 0.95) -> Any:
         >>> plot_nis(ss.check(ss.level(variance=1.0), [0.3, 0.1, -0.4, 0.2])).get_title()
         'normalised innovation squared'
     """
-    from statespan.significance import chi_square_quantile
+    from statespan.checks.significance import chi_square_quantile
 
     low, high = found.nis_band(level)
     assert found.nis is not None and found.freedom is not None
@@ -206,7 +206,7 @@ def _histogram(axes: Any, z: Any) -> None:
 
 
 def _lags(axes: Any, found: "Check", column: int, n: int) -> None:
-    from statespan.checking import lag_band
+    from statespan.checks.check import lag_band
 
     lags = min(20, max(1, len(found.residuals) - 1))
     values = numbers(found.autocorrelation(lags)[:, column]) if len(found.residuals) > 1 else np.zeros(1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from statespan.plots.style import COLOURS, HAIR, INK, QUIET, Across, numbers, panels, series, table
 
 if TYPE_CHECKING:
-    from statespan.structural import Piece
+    from statespan.families.structural import Piece
 
 NORMAL_95 = 1.959964
 

@@ -163,7 +163,7 @@ def _over(
     return rows[:-1], rows[-1], across
 
 
-def _probabilities(values: dict[str, Any], single: bool, sequence: int) -> Array | None:
+def _probabilities(values: Mapping[str, Any], single: bool, sequence: int) -> Array | None:
     """(T, K), where the belief says as much."""
     if "probs" in values:
         return one(values["probs"], single, sequence)
@@ -176,7 +176,7 @@ def _probabilities(values: dict[str, Any], single: bool, sequence: int) -> Array
 
 
 def _draw(
-    values: dict[str, Any],
+    values: Mapping[str, Any],
     probs: Array | None,
     single: bool,
     sequence: int,

@@ -15,7 +15,7 @@ from torch import Tensor
 from statespan.compat.hmmlearn._chain import Batch, Chain, batches
 from statespan.compat.hmmlearn._parts import LogFrames
 from statespan.errors import StatespanError
-from statespan.families import hmm
+from statespan.families.hidden_markov import hmm
 from statespan.fit.conjugate import dirichlet_divergence, expected_log
 from statespan.fit.em import add
 from statespan.model import StateSpace

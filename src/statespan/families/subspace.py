@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from statespan.errors import StatespanError
-from statespan.families_linear import linear_gaussian
+from statespan.families.linear import linear_gaussian
 from statespan.model import StateSpace
 from statespan.parts.gaussian_initial import stationary
 from statespan.parts.linear import factor, radius

@@ -1,4 +1,4 @@
-"""Models people know by name."""
+"""Hidden Markov models by name."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from statespan.errors import StatespanError, brief
-from statespan.families_linear import linear_gaussian
 from statespan.model import StateSpace
 from statespan.part import seeded
 from statespan.parts.durations import FreeDurations, SemiMarkov
@@ -16,8 +15,6 @@ from statespan.parts.factorial import Factorial, FactorialStart
 from statespan.parts.finite import Dense
 from statespan.parts.initial import Leading, Start
 from statespan.parts.rows import as_fixed, held_entries
-
-__all__ = ["factorial_hmm", "hmm", "linear_gaussian", "semi_markov"]
 
 
 def hmm(

@@ -14,13 +14,13 @@ from torch.distributions import (
     MultivariateNormal,
 )
 
+from statespan.checks.significance import Cumulated, chi_square_quantile, cusum, cusum_squares, ljung_box
 from statespan.errors import StatespanError
 from statespan.method import Trace, run, total
 from statespan.methods import method_for
 from statespan.part import seeded
 from statespan.parts.linear import inverse, lower
 from statespan.sequences import Sequences, read
-from statespan.significance import Cumulated, chi_square_quantile, cusum, cusum_squares, ljung_box
 from statespan.tree import tree_map
 from statespan.verbs import ask, simulate
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from statespan.errors import StatespanError
-from statespan.families_linear import linear_gaussian
-from statespan.families_switching import given_table
+from statespan.families.linear import linear_gaussian
+from statespan.families.switching import given_table
 from statespan.model import StateSpace
 from statespan.part import seeded
 from statespan.parts.finite import Dense

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from statespan.errors import StatespanError
-from statespan.families import hmm
+from statespan.families.hidden_markov import hmm
 from statespan.model import StateSpace
 from statespan.part import seeded
 from statespan.parts.emissions.common import stochastic

@@ -1,0 +1,1 @@
+"""Is a model any good: residuals and what chance makes of them."""

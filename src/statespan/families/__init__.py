@@ -1,0 +1,1 @@
+"""Models people know by name, each a function that puts parts together; a file a family."""
