@@ -11,7 +11,7 @@ from torch.distributions import Categorical, Distribution
 
 from statespan.answers import Forecast, Posterior
 from statespan.belief import Belief
-from statespan.errors import StatespanError
+from statespan.errors import StatespanError, brief
 from statespan.files import load_tree, save_tree
 from statespan.method import Method, prepare, run, total, walk_back
 from statespan.methods import check, method_for
@@ -47,7 +47,7 @@ def carried(belief: Any) -> Any:
     """A belief to start from, if it is one."""
     if belief is None or isinstance(belief, Belief):
         return belief
-    raise StatespanError(f"belief={belief!r} is no belief; give the .belief of an earlier filter, or of a stream")
+    raise StatespanError(f"belief={brief(belief)} is no belief; give the .belief of an earlier filter, or of a stream")
 
 
 def choose(model: Any, method: Method | None) -> Method:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from statespan.errors import StatespanError
+from statespan.errors import StatespanError, brief
 from statespan.methods.run_lengths import RunLengthFilter
 from statespan.model import StateSpace
 from statespan.parts.renewal import ConstantHazard, Renewal, SegmentStart
@@ -62,11 +62,13 @@ def changepoints(
     """
     segment = GaussianSegment() if segment is None else segment
     if not isinstance(segment, Segment):
-        raise StatespanError(f"changepoints(segment={segment!r}) is no segment; give one, such as ss.PoissonSegment()")
+        raise StatespanError(
+            f"changepoints(segment={brief(segment)}) is none; give one, such as ss.PoissonSegment()"
+        )
     if isinstance(hazard, Real):
         hazard = ConstantHazard(float(hazard))
     elif not isinstance(hazard, nn.Module):
-        raise StatespanError(f"changepoints(hazard={hazard!r}): give a probability, or a law of durations")
+        raise StatespanError(f"changepoints(hazard={brief(hazard)}): give a probability, or a law of durations")
     model = StateSpace(SegmentStart(), Renewal(hazard), segment)  # type: ignore[arg-type]
     return model.to(device=device, dtype=dtype or torch.float64)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from statespan.errors import StatespanError
+from statespan.errors import StatespanError, brief
 from statespan.method import lacks
 from statespan.methods.kalman import Kalman
 from statespan.model import StateSpace
@@ -63,14 +63,18 @@ def generalised_linear(
             "structural one such as ss.level() + ss.seasonal(12)"
         )
     if isinstance(emission, str) and emission not in LAWS:
-        raise StatespanError(f"generalised_linear(emission={emission!r}) is not known; use {', '.join(LAWS)}, or a Law")
+        raise StatespanError(
+            f"generalised_linear(emission={brief(emission)}) is not known; use {', '.join(LAWS)}, or a Law"
+        )
     if (trials is not None) != (emission == "binomial"):
         raise StatespanError('generalised_linear: trials= goes with "binomial", and with no other')
     copied = copy.deepcopy(predictor)
     given, width = copied.emission, copied.emission.event.dim
     law = LAWS[emission](width, trials) if isinstance(emission, str) else emission
     if not isinstance(law, Law):
-        raise StatespanError(f"generalised_linear(emission={emission!r}) is no law; use {', '.join(LAWS)}, or a Law")
+        raise StatespanError(
+            f"generalised_linear(emission={brief(emission)}) is no law; use {', '.join(LAWS)}, or a Law"
+        )
     start = copied.initial
     if start.gaussian(1).factor is not None:
         start = WideStart(start, spread)

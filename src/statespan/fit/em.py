@@ -12,9 +12,9 @@ from statespan.fit.degenerate import at_bounds, unused_states
 from statespan.fit.fitting import Fitter, restart
 from statespan.kernels.lanes import each, one_thread
 from statespan.method import Method, Statistics, closed_parts, run, total, weighted
-from statespan.methods import method_for
 from statespan.sequences import Sequences
 from statespan.tree import add
+from statespan.verbs import choose
 
 PADDING = 100_000
 """Numbers (steps times states) of padding that a group may have: a group of its own takes as long."""
@@ -80,7 +80,7 @@ class EM(Fitter):
         """Fit in place; the log-likelihood at the last E-step."""
         if start:
             restart(model, data)
-        method = self.method or method_for(model)
+        method = choose(model, self.method)
         return self.fit_batches(model, *group(data, method.breadth(model, data), self.batch))
 
     def fit_batches(self, model: Any, batches: list[Sequences], names: list[Tensor] | None = None) -> float:
@@ -91,7 +91,7 @@ class EM(Fitter):
             batches: the sequences.
             names: what each sequence of each batch is called in an error; None numbers them within their batch.
         """
-        method = self.method or method_for(model)
+        method = choose(model, self.method)
         each = zip(model.parts, closed_parts(model), strict=True)
         free = {p for part, closed in each if not closed for p in part.parameters() if p.requires_grad}
         count = sum(observations(b) for b in batches)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from statespan.errors import StatespanError
+from statespan.errors import StatespanError, brief
 from statespan.files import describe, make
 from statespan.part import seeded
 from statespan.sequences import Sequences
@@ -146,7 +146,7 @@ def _fitter(by: Any, model: Any) -> Fitter:
     steps: list[Any] = [by] if isinstance(by, (Fitter, str)) or not isinstance(by, Sequence) else list(by)
     for step in steps:
         if not isinstance(step, Fitter):
-            raise StatespanError(f"by={step!r} is no fitter; give an instance, such as ss.EM() or ss.SGD()")
+            raise StatespanError(f"by={brief(step)} is no fitter; give an instance, such as ss.EM() or ss.SGD()")
     return Chain(*steps) if isinstance(by, Sequence) else steps[0]
 
 

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from statespan.belief import Gaussian
+from statespan.belief import Gaussian, squared
 from statespan.errors import StatespanError
 from statespan.method import Expected, Hindsight, Method, Prepared, Statistics, closed_parts, run
-from statespan.methods.kalman import Kalman, Observation, follow, over_time, reverse, sweep, unseen
+from statespan.methods.kalman import Kalman, Observation, follow, over_time, reverse, sweep, told_of_states, unseen
 from statespan.methods.updates import LaplaceApproximation, Seen, Update, spread_points
 from statespan.part import Affine, GaussianInitial, LinearPart
 from statespan.parts.generalised import PredictedEmission
 from statespan.parts.linear import apply, inverse, lower, upright
 from statespan.sequences import Sequences
 from statespan.shapes import Float
-from statespan.tree import Shared, Tree, tree_map
+from statespan.tree import Shared, Tree
 
 ROUNDS = 100
 """Rounds of the search for the likeliest path, at most."""
@@ -184,21 +184,10 @@ class DiscreteKalman(Method):
         prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
         known = self.hindsight(model, prepared, None, data, pairs=True)
         mean, scale = known.smoothed.mean, known.smoothed.scale
-        covariance = scale @ scale.mT
-        each = torch.ones(data.shape[1], dtype=mean.dtype, device=mean.device) if data.weights is None else data.weights
-        weights = data.within * each
-        initial, transition, emission = closed_parts(model)
-        first = later = seen = None
-        if initial:
-            first = model.initial.statistics(mean[0], torch.einsum("b,bij->ij", each, covariance[0]), each)
-        if transition:
-            summed = lambda x: torch.einsum("tb,tbij->ij", weights[1:], x)  # noqa: E731
-            cross = summed(known.pairs)
-            before = torch.cat([summed(covariance[:-1]), cross], -1)
-            spread = torch.cat([before, torch.cat([cross.mT, summed(covariance[1:])], -1)], -2)
-            u = tree_map(lambda x: x[1:], data.u)
-            later = model.transition.statistics(mean[:-1], mean[1:], spread, u, weights[1:])
-        if emission:
+        covariance = squared(scale)
+        first, later, weights = told_of_states(model, data, mean, covariance, known.pairs)
+        seen = None
+        if closed_parts(model)[2]:
             points = spread_points(mean.shape[-1], mean)
             z = mean[..., None, :] + points.at @ scale.mT
             there = data.present

@@ -243,20 +243,9 @@ class Kalman(Method):
         mean, covariance = known.smoothed.mean, squared(known.smoothed.scale)
         if known.smoothed.factor is not None and bool(known.smoothed.factor.any()):
             raise StatespanError("EM: a sequence is too short to settle its diffuse start; leave it out, or use ss.SGD")
-        each = torch.ones(data.shape[1], dtype=mean.dtype, device=mean.device) if data.weights is None else data.weights
-        weights = data.within * each
-        initial, transition, emission = closed_parts(model)
-        first = later = seen = None
-        if initial:
-            first = model.initial.statistics(mean[0], _summed(covariance[0], each), each)
-        if transition:
-            after = weights[1:]
-            assert known.pairs is not None
-            cross = _summed(known.pairs, after)
-            spread = _joint(_summed(covariance[:-1], after), cross.mT, _summed(covariance[1:], after))
-            u = tree_map(lambda x: x[1:], data.u)
-            later = model.transition.statistics(mean[:-1], mean[1:], spread, u, after)
-        if emission:
+        first, later, weights = told_of_states(model, data, mean, covariance, known.pairs)
+        seen = None
+        if closed_parts(model)[2]:
             y, spread, there = complete(model.emission.affine(data.u), data, mean, covariance, weights)
             seen = model.emission.statistics(mean, y, spread, data.u, there)
         return Expected(known.log_prob, Statistics(first, later, seen))
@@ -308,6 +297,34 @@ def _summed(covariance: Tensor, weights: Tensor) -> Tensor:
             covariance, weights = covariance.narrow(axis, 0, 1), weights.sum(axis, keepdim=True)
     size = covariance.shape[-2:]
     return (weights.flatten() @ covariance.flatten(0, -3).flatten(1)).view(size)
+
+
+def told_of_states(
+    model: Any, data: Sequences, mean: Tensor, covariance: Tensor, pairs: Tensor | None
+) -> tuple[Tree, Tree, Tensor]:
+    """What the M-steps of the start and of the move need, None where they have none, and how much each step counts.
+
+    Args:
+        model: its transition is a linear part.
+        data: the sequences.
+        mean: smoothed, (T, B, D).
+        covariance: smoothed, (T, B, D, D).
+        pairs: cov(z_t, z_{t+1} | y), (T - 1, B, D, D), zero past each end.
+    """
+    each = torch.ones(data.shape[1], dtype=mean.dtype, device=mean.device) if data.weights is None else data.weights
+    weights = data.within * each
+    initial, transition, _ = closed_parts(model)
+    first = later = None
+    if initial:
+        first = model.initial.statistics(mean[0], _summed(covariance[0], each), each)
+    if transition:
+        assert pairs is not None
+        after = weights[1:]
+        cross = _summed(pairs, after)
+        spread = _joint(_summed(covariance[:-1], after), cross.mT, _summed(covariance[1:], after))
+        u = tree_map(lambda x: x[1:], data.u)
+        later = model.transition.statistics(mean[:-1], mean[1:], spread, u, after)
+    return first, later, weights
 
 
 def _joint(xx: Tensor, yx: Tensor, yy: Tensor) -> Tensor:
