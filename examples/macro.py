@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     seen = y.clone()
     seen[-HIDDEN:, 0] = torch.nan
 
-    model = ss.dynamic_factor(outputs=5, factors=1, order=2, seed=0)
+    model = ss.dynamic_factor(observed=5, factors=1, order=2, seed=0)
     em = ss.EM(iterations=args.iterations, tolerance=1e-5)
     model.fit(seen, by=em, restarts=2, seed=0)
     loadings = model.emission.loadings[:, 0].detach()

@@ -264,3 +264,13 @@ def test_importing_the_library_does_not_import_matplotlib():
 
     code = "import sys, statespan, statespan.plots; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_cloud_of_fewer_members_than_dimensions_has_bands_too():
+    model = ss.linear_gaussian(state=4, observed=1, seed=0)
+    posterior = model.filter([0.1, 0.4, -0.2], method=ss.EnsembleKalman(3))
+    axes = posterior.plot()
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    deviation = posterior.values["samples"][0, :, 0].std()
+    mean = posterior.values["mean"][0, 0]
+    assert any(abs(edge - float(mean + 1.959964 * deviation)) < 1e-5 for edge in band)

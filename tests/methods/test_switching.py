@@ -398,7 +398,7 @@ def test_the_collapsed_likelihood_is_climbed():
 
 
 def test_inputs_drive_the_switch_and_the_moves(tmp_path: Any):
-    model = ss.switching_linear(2, state=1, outputs=1, inputs=1, transition=ss.SoftmaxTransition(2, inputs=1), seed=0)
+    model = ss.switching_linear(2, state=1, observed=1, inputs=1, transition=ss.SoftmaxTransition(2, inputs=1), seed=0)
     with torch.no_grad():
         model.transition.chain.weight[:, 1, 1] = 40.0  # regime 1 where the input is above 0
         model.transition.chain.weight[..., 0] = 0.0
@@ -435,11 +435,11 @@ def test_a_mixture_is_what_is_drawn_from_it():
 def test_what_cannot_be_says_so():
     error = ss.StatespanError
     with pytest.raises(error, match=r"dynamics=.* is \(3, 1, 1\); give 2 axes"):
-        ss.switching_linear(2, dynamics=torch.ones(3, 1, 1), outputs=1)
+        ss.switching_linear(2, dynamics=torch.ones(3, 1, 1), observed=1)
     with pytest.raises(error, match=r"regime 1: .*not symmetric"):
-        ss.switching_linear(2, outputs=1, state_noise=[[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.5], [0.0, 1.0]]])
+        ss.switching_linear(2, observed=1, state_noise=[[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.5], [0.0, 1.0]]])
     with pytest.raises(error, match="its own softmax"):
-        ss.switching_linear(2, state=1, outputs=1, recurrent=True, transition=torch.eye(2))
+        ss.switching_linear(2, state=1, observed=1, recurrent=True, transition=torch.eye(2))
     with pytest.raises(error, match="holds 3 parts for 2 regimes"):
         ss.SwitchingLinear(ss.Dense(2), [ss.Linear(1)] * 3)
     with pytest.raises(error, match="no chain of plain regimes"):
@@ -459,6 +459,6 @@ def test_what_cannot_be_says_so():
         model.decode(holed(model), k=2)
     with pytest.raises(error, match="weights of single steps"):
         model.fit(holed(model), weights=[1.0, 2, 1, 1, 1])
-    singular = ss.switching_linear(2, state=1, outputs=1, state_noise=[[0.0]], seed=0)
+    singular = ss.switching_linear(2, state=1, observed=1, state_noise=[[0.0]], seed=0)
     with pytest.raises(error, match="its move has none in one"):
         singular.fit([0.1, 0.3, 0.2], by=ss.EM(iterations=1))

@@ -12,7 +12,7 @@ from statespan.parts.dynamic_factor import FactorMove, FactorStart, Loadings, Lo
 
 
 def dynamic_factor(
-    outputs: int,
+    observed: int,
     factors: int = 1,
     order: int = 1,
     autoregressive_errors: bool = False,
@@ -32,7 +32,7 @@ def dynamic_factor(
     `hold=["emission.mean"]` keeps the mean at zero, for series that are centred.
 
     Args:
-        outputs: E, how many series.
+        observed: E, how many series.
         factors: q, how many factors.
         order: p, how many past factors the next one depends on.
         autoregressive_errors: whether each error depends on its last one; `ss.LBFGS()` fits this sooner than EM.
@@ -50,16 +50,16 @@ def dynamic_factor(
     Example:
         >>> import torch
         >>> import statespan as ss
-        >>> y = ss.dynamic_factor(outputs=4, seed=1).sample(length=50, seed=0)[1]
+        >>> y = ss.dynamic_factor(observed=4, seed=1).sample(length=50, seed=0)[1]
         >>> y[:10, 3] = torch.nan  # it begins later
-        >>> model = ss.dynamic_factor(outputs=4, seed=0).fit(y, by=ss.EM(iterations=5))
+        >>> model = ss.dynamic_factor(observed=4, seed=0).fit(y, by=ss.EM(iterations=5))
         >>> model.smooth(y).mean[:, :1].shape, model.forecast(y, steps=3).mean.shape
         (torch.Size([50, 1]), torch.Size([3, 4]))
     """
-    if min(outputs, factors, order) < 1:
-        raise StatespanError(f"dynamic_factor(outputs={outputs}, factors={factors}, order={order}): use at least 1")
+    if min(observed, factors, order) < 1:
+        raise StatespanError(f"dynamic_factor(observed={observed}, factors={factors}, order={order}): use at least 1")
     with seeded(seed):
-        move = FactorMove(factors, order, outputs if autoregressive_errors else 0)
+        move = FactorMove(factors, order, observed if autoregressive_errors else 0)
         shown: type[Any] = LoadingsAndErrors if autoregressive_errors else Loadings
-        emission: nn.Module = shown(move.event.dim, outputs, factors)
+        emission: nn.Module = shown(move.event.dim, observed, factors)
     return StateSpace(FactorStart(move), move, emission).to(device=device, dtype=dtype or torch.float64)

@@ -38,7 +38,7 @@ RANKS = {
 def switching_linear(
     states: int = 2,
     state: int | None = None,
-    outputs: int | None = None,
+    observed: int | None = None,
     dynamics: Any = None,
     state_noise: Any = None,
     state_offset: Any = None,
@@ -73,7 +73,7 @@ def switching_linear(
     Args:
         states: K, the number of regimes.
         state: D.
-        outputs: E.
+        observed: E.
         dynamics: A, (D, D) or (K, D, D).
         state_noise: Q, a covariance, (D, D) or (K, D, D).
         state_offset: b, (D,) or (K, D).
@@ -123,7 +123,7 @@ def switching_linear(
     start_table, initial = given_table(initial, "switching_linear(initial=)", 1, states)
     move_table, transition = given_table(transition, "switching_linear(transition=)", 2, states)
     with seeded(seed):
-        each = [_regime(given, k, state, outputs, inputs) for k in range(states)]
+        each = [_regime(given, k, state, observed, inputs) for k in range(states)]
         apart = {name for name, x in given.items() if x.dim() > RANKS[name]}
         moves: list[Any] = [one.transition for one in each]
         with torch.no_grad():
@@ -164,12 +164,12 @@ def _values(x: Any, name: str, states: int) -> Tensor:
     return value
 
 
-def _regime(given: Mapping[str, Tensor], k: int, state: int | None, outputs: int | None, inputs: int) -> StateSpace:
+def _regime(given: Mapping[str, Tensor], k: int, state: int | None, observed: int | None, inputs: int) -> StateSpace:
     """The linear Gaussian model of one regime."""
     own: dict[str, Any] = {name: x[k] if x.dim() > RANKS[name] else x for name, x in given.items()}
-    if "observation" not in own and state == outputs and state is not None:
+    if "observation" not in own and state == observed and state is not None:
         own["observation"] = torch.eye(state)
     try:
-        return linear_gaussian(state=state, observed=outputs, inputs=inputs, **own)
+        return linear_gaussian(state=state, observed=observed, inputs=inputs, **own)
     except StatespanError as error:
         raise StatespanError(f"switching_linear, regime {k}: {error}") from error

@@ -26,7 +26,7 @@ class InteractingMultipleModel(MixtureFilter):
 
     Example:
         >>> import statespan as ss
-        >>> model = ss.switching_linear(states=2, state=1, outputs=1, seed=0)
+        >>> model = ss.switching_linear(states=2, state=1, observed=1, seed=0)
         >>> model.filter([0.1, 0.4, -0.2], method=ss.InteractingMultipleModel()).probs.shape
         torch.Size([3, 2])
     """
@@ -64,7 +64,7 @@ class GaussianSum(MixtureFilter):
 
     Example:
         >>> import statespan as ss
-        >>> model = ss.switching_linear(states=2, state=1, outputs=1, seed=0)
+        >>> model = ss.switching_linear(states=2, state=1, observed=1, seed=0)
         >>> model.smooth([0.1, 0.4, -0.2], method=ss.GaussianSum(components=4)).mean.shape
         torch.Size([3, 1])
     """
@@ -108,7 +108,7 @@ class RaoBlackwellised(MixtureFilter):
 
     Example:
         >>> import statespan as ss
-        >>> model = ss.switching_linear(states=2, state=1, outputs=1, seed=0)
+        >>> model = ss.switching_linear(states=2, state=1, observed=1, seed=0)
         >>> model.filter([0.1, 0.4, -0.2], method=ss.RaoBlackwellised(50)).probs.shape
         torch.Size([3, 2])
     """

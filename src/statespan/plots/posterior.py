@@ -188,8 +188,12 @@ def _draw(
     if probs is not None:
         _states(probs, axes, across, inside)
     elif "mean" in values:
-        mean, covariance = (one(values[name], single, sequence) for name in ("mean", "covariance"))
-        _means(mean, np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1).clip(min=0)), axes, across)
+        mean = one(values["mean"], single, sequence)
+        if "covariance" in values:
+            variance = np.diagonal(one(values["covariance"], single, sequence), axis1=-2, axis2=-1)
+        else:  # a cloud of fewer members than dimensions
+            variance = one(values["samples"], single, sequence).var(-2, ddof=1)
+        _means(mean, np.sqrt(variance.clip(min=0)), axes, across)
     elif "marginals" in values:  # (T, C, K): the chains one above the other
         each = one(values["marginals"], single, sequence)
         heat(each.reshape(len(each), -1), axes, "chain, state", "probability", across)
