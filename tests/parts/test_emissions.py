@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import statespan as ss
 from laws import laws
+from statespan.tree import leaves
 
 MAKERS: dict[str, Callable[[], Any]] = {
     "poisson": lambda: ss.Poisson(rate=[[0.5, 3.0], [8.0, 20.0]]),
@@ -123,10 +124,9 @@ def test_sums_add_up_over_batches(name: str):
     emission = MAKERS[name]()
     y, weights = drawn(emission, 60), torch.rand(60, 1, 2).double()
     observed = holes(y)
-    whole = ss.fit.em.leaves(emission.statistics(y, None, weights, observed))
+    whole = leaves(emission.statistics(y, None, weights, observed))
     parts = [
-        ss.fit.em.leaves(emission.statistics(y[at], None, weights[at], observed[at]))
-        for at in (slice(0, 25), slice(25, 60))
+        leaves(emission.statistics(y[at], None, weights[at], observed[at])) for at in (slice(0, 25), slice(25, 60))
     ]
     for total, first, second in zip(whole, *parts, strict=True):
         assert_close(total, first + second)

@@ -280,7 +280,7 @@ def generate(
 
 
 def bench(
-    only: Annotated[str, typer.Option(help="Some benchmarks alone, by name: train, rungs, estep, kalman.")] = "",
+    only: Annotated[str, typer.Option(help="Some: train, rungs, estep, dynamax, viterbi, em, kalman, import.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repeats.")] = False,
 ) -> None:
     """Print speed ratios against peers, measured in this run."""

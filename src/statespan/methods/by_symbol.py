@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from statespan.kernels.lanes import kernels_alone
 from statespan.method import Expected, Kernel, Method, Prepared, Statistics, Trace, closed_parts, find_kernel
 from statespan.methods.finite import Constants, finite_moves, told_apart
 from statespan.methods.rows import prepare_rows, sharing, symbols
@@ -40,7 +39,6 @@ def by_symbol(model: Any, method: Method, data: Sequences) -> Kernel | None:
     return found if sharing(model, data) else None
 
 
-@kernels_alone()
 @torch.no_grad()
 def expect_by_symbol(
     model: Any, method: Method, constants: Constants, data: Sequences, otherwise: Callable[[Sequences], Expected]

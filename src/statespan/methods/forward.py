@@ -8,6 +8,7 @@ from torch.distributions import Distribution
 
 from statespan.belief import Discrete, with_fed
 from statespan.errors import StatespanError
+from statespan.kernels.lanes import kernels_alone
 from statespan.method import (
     Expected,
     Hindsight,
@@ -137,6 +138,7 @@ class Forward(Method):
         posterior, _, _ = expectations(model, self, prepared, belief, shape, counting=False)
         return Discrete(posterior)
 
+    @kernels_alone()
     def hindsight(self, model: Any, prepared: Prepared, belief: Any, data: Sequences, pairs: bool = False) -> Hindsight:
         """The backward pass knows log p too."""
         if pairs:
@@ -211,6 +213,7 @@ class Forward(Method):
             return 1
         return model.transition.states + 2 * (model.emission.event.dim or 0)
 
+    @kernels_alone()
     def expect(self, model: Any, constants: Constants, data: Sequences) -> Expected:
         """By one backward pass; a weight counts a sequence that many times, a power an observation."""
 

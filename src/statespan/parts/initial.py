@@ -187,7 +187,7 @@ class Stationary(Part, FiniteInitial, Generative):
         if not _better(value, before):
             for parameter, kept in zip(parameters, old, strict=True):
                 parameter.copy_(kept)
-        climb(parameters, value, 5)  # the next M-step goes on from here: more of them rise no faster
+        climb(parameters, value)
 
 
 def _better(value: Callable[[], Tensor], before: float) -> bool:
