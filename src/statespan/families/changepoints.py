@@ -62,7 +62,7 @@ def changepoints(
     """
     segment = GaussianSegment() if segment is None else segment
     if not isinstance(segment, Segment):
-        raise StatespanError(f"changepoints(segment={brief(segment)}) is none; give one, such as ss.PoissonSegment()")
+        raise StatespanError(f"changepoints(segment={brief(segment)}) is no segment; give one, as ss.PoissonSegment()")
     if isinstance(hazard, Real):
         hazard = ConstantHazard(float(hazard))
     elif not isinstance(hazard, nn.Module):
