@@ -142,7 +142,10 @@ class Method(ABC):
     def smooth_pairs(
         self, model: "statespan.model.StateSpace", prepared: Prepared, belief: Any, shape: tuple[int, int]
     ) -> tuple[Any, Tensor]:
-        """`smooth`, and the joint p(z_t, z_{t+1} | y) of neighbours, (T - 1, B, ...); of normal states a covariance."""
+        """`smooth`, and the joint p(z_t, z_{t+1} | y) of neighbours, (T - 1, B, ...); of normal states a covariance.
+
+        What `hindsight` asks by default: a method with a `hindsight` of its own needs none.
+        """
         raise StatespanError(f"{type(self).__name__} knows no joint law of neighbouring states; smooth without pairs")
 
     def hindsight(

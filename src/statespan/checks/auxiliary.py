@@ -85,7 +85,8 @@ def auxiliary(model: Any, y: Any, inputs: Any = None) -> Auxiliary:
     if not layout.single:
         raise StatespanError("auxiliary takes one series; call it for each")
     with torch.no_grad():
-        smoothed, pairs = method.smooth_pairs(model, prepare(model, method, data), None, data.shape)
+        smoothed, _, pairs = method.hindsight(model, prepare(model, method, data), None, data, pairs=True)
+        assert pairs is not None
         emission, move = model.emission.affine(data.u), model.transition.affine(data.u)
         mean, spread = smoothed.mean, smoothed.scale @ smoothed.scale.mT  # (T, 1, ...)
         noise = data.y - apply(emission.matrix, mean) - emission.offset

@@ -141,14 +141,6 @@ class DiscreteKalman(Method):
         """By `hindsight`."""
         return self.hindsight(model, prepared, belief, unseen(prepared, shape)).smoothed
 
-    def smooth_pairs(
-        self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
-    ) -> tuple[Any, Float[Tensor, "T1 B D D"]]:
-        """With the lag-one covariances of the normal that stands for the posterior."""
-        known = self.hindsight(model, prepared, belief, unseen(prepared, shape), pairs=True)
-        assert known.pairs is not None
-        return known.smoothed, known.pairs
-
     def hindsight(self, model: Any, prepared: Prepared, belief: Any, data: Sequences, pairs: bool = False) -> Hindsight:
         """Filter, one sweep back, and the passes."""
         trace = run(model, self, data, belief, ("filtered", "log_prob"), prepared=prepared)

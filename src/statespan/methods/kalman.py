@@ -199,14 +199,6 @@ class Kalman(Method):
         """The reversed conditionals of all steps at once, then one loop back."""
         return self.hindsight(model, prepared, belief, unseen(prepared, shape)).smoothed
 
-    def smooth_pairs(
-        self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
-    ) -> tuple[Any, Float[Tensor, "T1 B D D"]]:
-        """By `hindsight`."""
-        known = self.hindsight(model, prepared, belief, unseen(prepared, shape), pairs=True)
-        assert known.pairs is not None
-        return known.smoothed, known.pairs
-
     def hindsight(self, model: Any, prepared: Prepared, belief: Any, data: Sequences, pairs: bool = False) -> Hindsight:
         """Smoothed beliefs, log p, and with `pairs` cov(z_t, z_{t+1} | y), (T - 1, B, D, D), zero past each end.
 

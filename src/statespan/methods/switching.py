@@ -384,16 +384,8 @@ class MixtureFilter(Method):
         """By expectation correction."""
         return self.hindsight(model, prepared, belief, _unseen(prepared, shape)).smoothed
 
-    def smooth_pairs(
-        self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
-    ) -> tuple[MixtureOfGaussians, Float[Tensor, "T1 B K K"]]:
-        """Beside it p(s_t = i, s_{t+1} = j | y), zero past each end."""
-        known = self.hindsight(model, prepared, belief, _unseen(prepared, shape), pairs=True)
-        assert known.pairs is not None
-        return known.smoothed, known.pairs
-
     def hindsight(self, model: Any, prepared: Prepared, belief: Any, data: Sequences, pairs: bool = False) -> Hindsight:
-        """Filter once, then one loop back."""
+        """Filter once, then one loop back; with `pairs` p(s_t = i, s_{t+1} = j | y), zero past each end."""
         trace = run(model, self, data, belief, ("filtered", "log_prob"), prepared=prepared)
         assert trace.log_prob is not None
         length = len(trace.log_prob)

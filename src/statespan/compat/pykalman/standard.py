@@ -364,7 +364,8 @@ def expected(given: Parameters, y: Tensor) -> Moments:
     """The E-step, by statespan's smoother."""
     model, method = linear(given, len(y)), Kalman()
     data, _ = ask(model, y, inputs=steps(model, len(y)))
-    smoothed, pairs = method.smooth_pairs(model, prepare(model, method, data), None, data.shape)
+    smoothed, _, pairs = method.hindsight(model, prepare(model, method, data), None, data, pairs=True)
+    assert pairs is not None
     covariance = smoothed.summary()["covariance"]
     return Moments(smoothed.mean[:, 0].numpy(), covariance[:, 0].numpy(), pairs[:, 0].mT.numpy())
 
