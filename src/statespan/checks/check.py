@@ -1,6 +1,7 @@
 """Whether a model fits: residuals and their tests, occupancy, how long states last, surprise."""
 
 import math
+from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any, NamedTuple
 
@@ -56,7 +57,9 @@ class Check(NamedTuple):
         nis: (n,) the normalised innovation squared, their sum of squares: chi-square with `freedom`.
         freedom: (n,) how much of each observation is there.
         nees: (n,) the normalised estimation error squared of the filtered state, where true states were given:
-            chi-square with as many degrees of freedom as the state has dimensions.
+            chi-square with `state_dim` degrees of freedom.
+        occupancy_deviation: (K,) the standard deviation over simulated data sets of the share of steps in each state.
+        state_dim: how many numbers the state is, where true states were given.
     """
 
     residuals: Tensor
@@ -72,6 +75,18 @@ class Check(NamedTuple):
     nis: Tensor | None = None
     freedom: Tensor | None = None
     nees: Tensor | None = None
+    occupancy_deviation: Tensor | None = None
+    state_dim: int = 0
+
+    def verdicts(self, names: Sequence[str] | None = None) -> dict[str, list[Any]]:
+        """Columns for a data frame, one row a test: where its value should lie, its p-value, and what that means.
+
+        Args:
+            names: of the observed columns; None: 0, 1, ...
+        """
+        from statespan.checks.verdicts import verdicts
+
+        return verdicts(self, names)
 
     def autocorrelation(self, lags: int = 20) -> Tensor:
         """Of the residuals, within sequences: (lags, D), from lag 1 on; +- 1.96 / sqrt(n) is chance."""
@@ -170,32 +185,15 @@ class Check(NamedTuple):
         return columns
 
     def __str__(self) -> str:
-        """A few lines."""
-        expected, deviation = self.expected_surprise
-        lines = [
-            f"surprise {self.surprise:.4f} nats a step; the model expects {expected:.4f} +- {deviation:.4f}",
-            "pseudo-residuals (0, 1, 0 and 3 if the model is true):",
-        ]
-        frame = self.frame()
-        for row in zip(*frame.values(), strict=True):
-            lines.append(
-                f"  column {row[0]}: n {row[1]}, mean {row[2]:.3f}, deviation {row[3]:.3f}, skewness {row[4]:.3f}, "
-                f"kurtosis {row[5]:.3f}, autocorrelation at lag 1 {row[6]:.3f}"
-            )
-        if len(self.residuals) > 5:
-            for column, test, statistic, p in zip(*self.tests().values(), strict=True):
-                lines.append(f"  column {column}: {test}: {statistic:.2f}, p = {p:.3f}")
-        if self.nis is not None and self.freedom is not None:
-            low, high = self.nis_band()
-            lines.append(
-                f"normalised innovation squared {float(self.nis.nanmean()):.3f}, {low:.3f} to {high:.3f} expected"
-            )
-        if self.nees is not None:
-            lines.append(f"normalised estimation error squared {float(self.nees.nanmean()):.3f}")
-        if self.occupancy is not None:
-            for k, (seen, told) in enumerate(zip(*(x.tolist() for x in self.occupancy), strict=True)):
-                lines.append(f"  state {k}: {seen:.1%} of the steps, {told:.1%} expected")
-        return "\n".join(lines)
+        """A line a test."""
+        found = self.verdicts()
+        rows = zip(
+            *(found[name] for name in ("test", "of", "value", "low", "high", "p", "verdict", "means")), strict=True
+        )
+        return "\n".join(
+            f"{test}{f' of {of}' if of else ''} {value:.4g} ({low:.4g} to {high:.4g}), p = {p:.3f}: {verdict}; {means}"
+            for test, of, value, low, high, p, verdict, means in rows
+        )
 
     def plot(self, column: int = 0) -> Any:
         """Draw the residuals in time, their quantiles, histogram and autocorrelation, occupancy and dwell times.
@@ -222,6 +220,7 @@ def check(
     lengths: Any = None,
     inputs: Any = None,
     states: Any = None,
+    skip: int | None = None,
 ) -> Check:
     r"""Check a fitted model against data, those it was fitted to or others held out.
 
@@ -238,12 +237,15 @@ def check(
         lengths: (N,) lengths of a padded batch.
         inputs: inputs, the forms of y.
         states: the true states of a normal state, the forms of y with (T, S), as `model.sample` gives them: for NEES.
+        skip: so many first steps of each sequence are given, and only what follows is checked: those that the model was
+            fitted to, say. None: 0, or where the start is wide (`ss.generalised_linear`) as many observed ones as
+            settle it, for what is simulated from such a start says nothing.
 
     Returns:
-        A `Check`: `print(it)`, `.plot()`, `.frame()`, `.tests()`, `.cusum()`.
+        A `Check`: `print(it)`, `.plot()`, `.verdicts()`, `.frame()`, `.tests()`, `.cusum()`.
 
     Raises:
-        StatespanError: an observation that the model makes impossible, or nothing to simulate.
+        StatespanError: an observation that the model makes impossible, nothing to simulate, or no step after `skip`.
 
     Source:
         Zucchini, MacDonald and Langrock, Hidden Markov Models for Time Series 2016, chapter 6; Rosenblatt 1952; Durbin
@@ -257,12 +259,16 @@ def check(
     """
     if simulations < 2:
         raise StatespanError(f"check(simulations={simulations}): use at least 2")
-    data, _ = ask(model, y, lengths, inputs)
+    everything, _ = ask(model, y, lengths, inputs)
+    skip = _unsettled(model, everything) if skip is None else skip
+    data = _after(everything, skip)
     method = method_for(model)
     with torch.no_grad(), seeded(seed):
-        constants = method.constants(model)
+        constants, belief = method.constants(model), None
+        if skip:
+            belief = run(model, method, everything.window(0, skip), None, ("last",), constants).last
         keep = ("predicted", "log_prob", *(() if states is None else ("filtered",)))
-        trace = run(model, method, data, None, keep, constants)
+        trace = run(model, method, data, belief, keep, constants)
         assert trace.log_prob is not None
         total(trace.log_prob)
         distribution = method.emit(model, constants, trace.predicted, data.u)
@@ -284,19 +290,47 @@ def check(
         formula = None if whole is None or not method.exact(model) else whole.expected(steps)
         paths = None
         if formula is None:
-            formula, paths = _simulated(model, method, constants, data, simulations, steps)
-        occupancy = dwell = None
+            formula, paths = _simulated(model, method, constants, data, belief, simulations, steps)
+        about: tuple[Any, Any, Any] = (None, None, None)
         if hasattr(trace.predicted.state, "probs"):
-            occupancy, dwell = _states(model, method, constants, data, paths)
-        nees = None if states is None else rows(_estimation_error(model, trace, states, lengths, data))
+            about = _states(model, method, constants, everything, data, belief, paths)
+        nees = None if states is None else rows(_estimation_error(model, trace, states, lengths, data, skip))
     owner = rows(torch.arange(data.shape[1])[None].expand(data.shape))
     lowest, upper = (_normal(x) for x in flat)
     middle = _normal((flat[0] + flat[1]) / 2)
+    occupancy, dwell, deviation = about
     found = Check(middle, lowest, upper, owner, exact, occupancy, dwell, surprise, formula)
+    found = found._replace(occupancy_deviation=deviation, nees=nees)
+    if nees is not None:
+        found = found._replace(state_dim=trace.filtered.state.mean.shape[-1])
     if whole is None:
-        return found._replace(nees=nees)
+        return found
     squared = torch.where(whole.freedom > 0, whole.value.nan_to_num(0.0).square().sum(-1), torch.nan)
-    return found._replace(innovations=rows(whole.value), nis=rows(squared), freedom=rows(whole.freedom), nees=nees)
+    return found._replace(innovations=rows(whole.value), nis=rows(squared), freedom=rows(whole.freedom))
+
+
+def _unsettled(model: Any, data: Sequences) -> int:
+    """How many steps it takes until each sequence has as many observations as its start has wide directions."""
+    wide = getattr(model.initial, "wide", 0)
+    if not wide:
+        return 0
+    there = data.within if data.present is None else data.present
+    count = (there if there.dim() == 2 else there.any(-1)).cumsum(0)
+    return int((count < wide).sum(0).max()) + 1
+
+
+def _after(data: Sequences, skip: int) -> Sequences:
+    """The steps from `skip` on."""
+    if not skip:
+        return data
+    shortest = data.shape[0] if data.lengths is None else int(data.lengths.min())
+    if not 0 < skip < shortest:
+        raise StatespanError(
+            f"check: the first {skip} steps are given, and the shortest sequence has {shortest}; leave some to check"
+        )
+    cut = lambda tree: tree_map(lambda x: x[skip:], tree)  # noqa: E731
+    lengths = None if data.lengths is None else data.lengths - skip
+    return Sequences(cut(data.y), cut(data.u), cut(data.observed), lengths)
 
 
 def _known(state: Any) -> Tensor | None:
@@ -305,12 +339,12 @@ def _known(state: Any) -> Tensor | None:
     return None if flat is None else ~flat.ne(0).any(-1).any(-1)
 
 
-def _estimation_error(model: Any, trace: Trace, states: Any, lengths: Any, data: Sequences) -> Tensor:
+def _estimation_error(model: Any, trace: Trace, states: Any, lengths: Any, data: Sequences, skip: int) -> Tensor:
     """Of the filtered state, e' P^-1 e, (T, B); NaN where nothing is known of it, or of the truth."""
     belief = trace.filtered.state
     if not hasattr(belief, "scale"):
         raise StatespanError("check(states=) is for models with a normal state, whose errors have a covariance")
-    truth, _ = read(states, model.transition.event, lengths)
+    truth = _after(read(states, model.transition.event, lengths)[0], skip)
     if truth.shape != data.shape:
         raise StatespanError(
             f"check(states=) has {truth.shape[0]} steps of {truth.shape[1]} sequences; give those of y"
@@ -329,39 +363,49 @@ def _normal(p: Tensor) -> Tensor:
 
 
 def _simulated(
-    model: Any, method: Any, constants: Any, data: Sequences, n: int, steps: float
+    model: Any, method: Any, constants: Any, data: Sequences, belief: Any, n: int, steps: float
 ) -> tuple[tuple[float, float], Tensor | None]:
     """The surprise of n simulated data sets, mean and deviation, and their states (T, n B) where these are integers."""
     length, batch = data.shape
-    many = data.each(lambda x, axis: x.repeat_interleave(n, axis))
-    drawn = list(simulate(model, method, constants, None, length, batch * n, many.u))
+    many, belief = (
+        data.each(lambda x, axis: x.repeat_interleave(n, axis)),
+        tree_map(lambda x: x.repeat_interleave(n, 0), belief),
+    )
+    drawn = list(simulate(model, method, constants, belief, length, batch * n, many.u))
     values = torch.stack([d.y for d in drawn])
-    log_prob = run(model, method, many._replace(y=values), constants=constants).log_prob
+    log_prob = run(model, method, many._replace(y=values), belief, constants=constants).log_prob
     assert log_prob is not None
     each = -log_prob.sum(0).view(batch, n).sum(0) / steps
-    states = [d.state for d in drawn]
+    states = [getattr(d.state, "regime", d.state) for d in drawn]
     whole = isinstance(states[0], Tensor) and not states[0].is_floating_point()
     return (float(each.mean()), float(each.std())), torch.stack(states) if whole else None
 
 
-def _states(model: Any, method: Any, constants: Any, data: Sequences, paths: Tensor | None) -> tuple[Any, Any]:
-    """Occupancy in hindsight and as the model expects it, and dwell times on the likeliest path and simulated ones."""
+def _states(
+    model: Any, method: Any, constants: Any, everything: Sequences, data: Sequences, belief: Any, paths: Tensor | None
+) -> tuple[Any, Any, Any]:
+    """Occupancy in hindsight and as the model expects it, dwell times of the likeliest path and of simulated ones.
+
+    The third is the deviation of the simulated paths' occupancy.
+    """
     from statespan.method import prepare
 
-    prepared = prepare(model, method, data, constants)
-    smoothed = method.public(model, method.smooth(model, prepared, None, data.shape)).probs
+    prepared, skip = prepare(model, method, everything, constants), everything.shape[0] - data.shape[0]
+    smoothed = method.public(model, method.smooth(model, prepared, None, everything.shape)).probs[skip:]
     blank = Sequences(u=data.u, observed=torch.zeros_like(data.within), lengths=data.lengths)
-    marginal = method.public(model, run(model, method, blank, None, ("predicted",), constants).predicted).probs
+    marginal = method.public(model, run(model, method, blank, belief, ("predicted",), constants).predicted).probs
     inside = data.within[..., None]
     count = data.within.sum()
     occupancy = tuple((torch.where(inside, x, 0.0).sum((0, 1)) / count) for x in (smoothed, marginal))
     if paths is None:
-        return occupancy, None
-    best = method.decode(model, constants, data, 1)[0][:, :, 0]
+        return occupancy, None, None
+    best = method.decode(model, constants, everything, 1)[0][skip:, :, 0]
     states = smoothed.shape[-1]
     n = paths.shape[1] // data.shape[1]
     within = data.within.repeat_interleave(n, 1)
-    return occupancy, (_runs(best, data.within, states), _runs(paths, within, states))
+    there = torch.nn.functional.one_hot(paths, states) * within[..., None]
+    each = there.sum(0).unflatten(0, (-1, n)).sum(0) / count  # (n, K)
+    return occupancy, (_runs(best, data.within, states), _runs(paths, within, states)), each.double().std(0)
 
 
 def _runs(paths: Tensor, within: Tensor, states: int) -> list[Tensor]:

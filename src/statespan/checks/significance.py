@@ -1,5 +1,6 @@
 """What chance makes of residuals: chi-square tails, Ljung-Box, cumulated sums with their lines."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,11 @@ def chi_square_quantile(p: float, freedom: float) -> float:
     return (low + high) / 2
 
 
+def normal_tails(x: float) -> float:
+    """P(|X| > |x|) for X standard normal."""
+    return math.erfc(abs(x) / 2**0.5)
+
+
 def ljung_box(correlations: Tensor, count: Tensor, fitted: int = 0) -> tuple[Tensor, Tensor]:
     r"""Q_m = n (n + 2) sum over k <= m of r_k^2 / (n - k), and P(chi-square with m - fitted > Q_m): (lags, D) each.
 
@@ -65,17 +71,25 @@ class Cumulated(NamedTuple):
         value: (n,) the sum up to each of them.
         lower: (n,) the lower line.
         upper: (n,) the upper line.
+        p: about the probability that it goes as far out anywhere.
     """
 
     step: Tensor
     value: Tensor
     lower: Tensor
     upper: Tensor
+    p: float
+
+    @property
+    def reach(self) -> float:
+        """How far out it goes, where the lines lie at 1."""
+        middle, half = (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
+        return float(((self.value - middle) / half).abs().max())
 
     @property
     def crossed(self) -> bool:
         """Whether the sum left the band anywhere."""
-        return bool(((self.value < self.lower) | (self.value > self.upper)).any())
+        return self.reach > 1
 
 
 def cusum(residuals: Tensor, level: float = 0.95) -> Cumulated:
@@ -89,7 +103,8 @@ def cusum(residuals: Tensor, level: float = 0.95) -> Cumulated:
         StatespanError: another level, or fewer than three residuals.
 
     Source:
-        Brown, Durbin and Evans, Journal of the Royal Statistical Society B 37, 1975, section 2.3.
+        Brown, Durbin and Evans, Journal of the Royal Statistical Society B 37, 1975, section 2.3; p solves their
+        equation 11 for its level.
 
     Example:
         >>> cusum(torch.tensor([0.3, -1.0, 0.2, 1.1, -0.4])).crossed
@@ -97,8 +112,11 @@ def cusum(residuals: Tensor, level: float = 0.95) -> Cumulated:
     """
     step, w = _there(residuals, level)
     root = len(w) ** 0.5
-    line = CUSUM_LINES[level] * (root + 2 * torch.arange(1, len(w) + 1, dtype=w.dtype) / root)
-    return Cumulated(step, w.cumsum(0) / w.std(), -line, line)
+    unit = root + 2 * torch.arange(1, len(w) + 1, dtype=w.dtype) / root
+    value, line = w.cumsum(0) / w.std(), CUSUM_LINES[level] * unit
+    a = float((value / unit).abs().max())
+    p = normal_tails(3 * a) + math.exp(-4 * a * a) * (2 - normal_tails(a))
+    return Cumulated(step, value, -line, line, min(1.0, p))
 
 
 def cusum_squares(residuals: Tensor, level: float = 0.95) -> Cumulated:
@@ -113,7 +131,7 @@ def cusum_squares(residuals: Tensor, level: float = 0.95) -> Cumulated:
 
     Source:
         Brown, Durbin and Evans 1975, section 2.4; the distance c: Edgerton and Wells, Oxford Bulletin of Economics and
-        Statistics 56, 1994.
+        Statistics 56, 1994; p is Kolmogorov's, which theirs approach, with their corrections at the level 0.95.
     """
     step, w = _there(residuals, level)
     half = len(w) / 2 - 1
@@ -122,7 +140,11 @@ def cusum_squares(residuals: Tensor, level: float = 0.95) -> Cumulated:
     c = sum(x / half ** (k / 2) for k, x in enumerate(SQUARES_LINES[level], 1))
     middle = torch.arange(1, len(w) + 1, dtype=w.dtype) / len(w)
     squares = w.square().cumsum(0)
-    return Cumulated(step, squares / squares[-1], middle - c, middle + c)
+    value = squares / squares[-1]
+    _, second, third = SQUARES_LINES[0.95]
+    a = float((value - middle).abs().max()) * half**0.5 - second / half**0.5 - third / half
+    p = 2 * sum((-1) ** (k - 1) * math.exp(-2 * k * k * a * a) for k in range(1, 50))
+    return Cumulated(step, value, middle - c, middle + c, min(1.0, p))
 
 
 def _there(residuals: Tensor, level: float) -> tuple[Tensor, Tensor]:

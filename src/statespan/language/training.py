@@ -195,7 +195,8 @@ class Trainer:
         self.method, self.name, self.checkpoint = method_for(model), name, checkpoint
         kind, options = OPTIMISERS[how.optimizer]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = kind(self.parameters, lr=how.learning_rate, weight_decay=how.weight_decay, **options)
+        options = {"lr": how.learning_rate, "weight_decay": how.weight_decay, "fused": True, **options}
+        self.optimiser = kind(self.parameters, **options)  # fused: one pass over memory, eight times the speed of ten
         self.state = _State(rate=how.learning_rate)
         self.best = [p.detach().clone() for p in self.parameters]
         self.mean = [p.detach().clone() for p in self.parameters] if how.average else []
@@ -405,8 +406,8 @@ class Trainer:
                 self.mean[i] = tensors[f"mean.{i}"].to(device)
             prefix = f"optimiser.{i}."
             kept = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
-            if kept:  # a count of steps stays where torch wants it, on the host
-                self.optimiser.state[parameter] = {k: x.to(device) if x.dim() else x for k, x in kept.items()}
+            if kept:  # a fused optimiser counts its steps on the device too
+                self.optimiser.state[parameter] = {k: x.to(device) for k, x in kept.items()}
         before = parallel.columns(self.train[: self.state.position * self.how.window][-self.how.window :])
         with torch.no_grad():  # for the belief's form alone, which depends on whether the last window had gaps
             like = run(self.model, self.method, observe(before), None, ("last",)).last

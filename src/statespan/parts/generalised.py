@@ -215,6 +215,12 @@ class WideStart(Part, GaussianInitial, Generative):
         self.start: Any = start
         self.spread = spread
 
+    @property
+    def wide(self) -> int:
+        """Along how many directions."""
+        factor = self.start.gaussian(1).factor
+        return 0 if factor is None else factor.shape[-1]
+
     def gaussian(self, batch: int) -> Gaussian:
         """The belief about z_1 for `batch` sequences."""
         first = self.start.gaussian(1)
