@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from inspect import BoundArguments, signature
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +42,43 @@ class Part(nn.Module):
     def recipe(self) -> tuple[tuple, dict[str, Any]]:
         """Arguments, positional and by name, that make a part of this shape: those it was made with.
 
-        Numbers, strings, None, lists of them, and other parts; no tensors. A part whose values were given as tensors
-        answers with their sizes.
+        Numbers, strings, None, arrays of a few numbers, and other parts; parameters are tensors of a file, so a part
+        that was made from these remembers their sizes instead.
         """
         return self._arguments
+
+    def remember(self, **arguments: Any) -> None:
+        """Put other arguments in place of those it was made with: sizes, where values were given as tensors.
+
+        Args:
+            arguments: by name.
+        """
+        bound = self._with(arguments)
+        object.__setattr__(self, "_arguments", (bound.args, bound.kwargs))
+
+    def again(self: P, **arguments: Any) -> P:
+        """A new part made like this one, but for some arguments.
+
+        Args:
+            arguments: by name.
+        """
+        bound = self._with(arguments)
+        return type(self)(*bound.args, **bound.kwargs)
+
+    def sized(self: P, states: int) -> P:
+        """The same part for K states, if it is made for `states` and does not know how many yet.
+
+        Args:
+            states: K.
+        """
+        unsized = getattr(self, "states", None) is None and "states" in signature(self.__init__).parameters
+        return self.again(states=states) if unsized else self
+
+    def _with(self, arguments: dict[str, Any]) -> BoundArguments:
+        positional, named = self._arguments
+        bound = signature(self.__init__).bind(*positional, **named)
+        bound.arguments.update(arguments)
+        return bound
 
     @property
     def takes_inputs(self) -> bool:
@@ -299,7 +333,7 @@ class AdditiveEmission(FiniteEmission):
 
     sizes: tuple[int, ...]
 
-    def sized(self, states: int) -> "AdditiveEmission":
+    def sized(self, states: int) -> Any:
         """Itself, if it knows its chains; their product alone does not tell them.
 
         Raises:
@@ -310,9 +344,9 @@ class AdditiveEmission(FiniteEmission):
         name = type(self).__name__
         raise StatespanError(f"{name} is shared by chains: give {name}(chains=[2, 3]), or use ss.factorial_hmm")
 
-    @abstractmethod
-    def of_chains(self, sizes: Sequence[int]) -> "AdditiveEmission":
+    def of_chains(self, sizes: Sequence[int]) -> Any:
         """The same emission for chains of these sizes, if it has none yet."""
+        return self if self.sizes else cast("Part", self).again(chains=list(sizes))
 
     @abstractmethod
     def apart(self, z: Tensor) -> Distribution:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from statespan.errors import StatespanError, brief
 from statespan.model import StateSpace
-from statespan.part import seeded
+from statespan.part import Part, seeded
 from statespan.parts.durations import FreeDurations, SemiMarkov
 from statespan.parts.emissions import stochastic
 from statespan.parts.factorial import Factorial, FactorialStart
@@ -247,7 +247,7 @@ def _public_states(transition: Any) -> int | None:
 
 def _sized(part: Any, states: int | None) -> Any:
     """The part for so many states, if it can be told and they are known."""
-    return part.sized(states) if states is not None and hasattr(part, "sized") else part
+    return part.sized(states) if states is not None and isinstance(part, Part) else part
 
 
 def _start_of(initial: Any, transition: Any) -> Any:

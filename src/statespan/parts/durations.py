@@ -10,7 +10,7 @@ from statespan.errors import StatespanError
 from statespan.part import FiniteTransition, Part, expected_log, stationary
 from statespan.parts.climb import climb
 from statespan.parts.finite import Dense
-from statespan.parts.priors import dirichlet, log_dirichlet, plain
+from statespan.parts.priors import dirichlet, log_dirichlet
 from statespan.shapes import Float
 from statespan.tree import Shared, Tree
 
@@ -81,18 +81,10 @@ class FreeDurations(Part, DurationLaw):
 
     def __init__(self, states: int | None = None, longest: int = 20, concentration: Any = 1.0):
         super().__init__()
-        self.states, self.longest, self.concentration = states, longest, plain(concentration)
+        self.states, self.longest = states, longest
         self.extra = dirichlet(concentration, (states, longest), "FreeDurations(concentration=)") - 1
         if states is not None:
             self.logits = nn.Parameter(torch.randn(states, longest) * 0.1)
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes and the prior."""
-        return (self.states, self.longest), {"concentration": self.concentration}
-
-    def sized(self, states: int) -> "FreeDurations":
-        """The same law for K states, if it has none yet."""
-        return self if self.states is not None else FreeDurations(states, self.longest, self.concentration)
 
     def log_weights(self) -> Tensor:
         """The logits."""
@@ -143,10 +135,6 @@ class PoissonDurations(Part, DurationLaw):
         if states is not None:
             self.log_rate = nn.Parameter(_spread(states, longest))
 
-    def sized(self, states: int) -> "PoissonDurations":
-        """The same law for K states, if it has none yet."""
-        return self if self.states is not None else PoissonDurations(states, self.longest)
-
     def log_weights(self) -> Tensor:
         """(d - 1) log rate - log (d - 1)!."""
         n = _past(self)
@@ -180,10 +168,6 @@ class NegativeBinomialDurations(Part, DurationLaw):
             self.log_size = nn.Parameter(torch.full((states,), 0.7))
             self.logit = nn.Parameter((mean / 2).log())
 
-    def sized(self, states: int) -> "NegativeBinomialDurations":
-        """The same law for K states, if it has none yet."""
-        return self if self.states is not None else NegativeBinomialDurations(states, self.longest)
-
     def log_weights(self) -> Tensor:
         """Log Gamma(d - 1 + r) - log Gamma(r) - log (d - 1)! + (d - 1) log q."""
         n, size = _past(self), self.log_size.exp()[:, None]
@@ -215,10 +199,6 @@ class GeometricDurations(Part, DurationLaw):
         self.states, self.longest = states, longest
         if states is not None:
             self.logit = nn.Parameter(_spread(states, longest))
-
-    def sized(self, states: int) -> "GeometricDurations":
-        """The same law for K states, if it has none yet."""
-        return self if self.states is not None else GeometricDurations(states, self.longest)
 
     def log_weights(self) -> Tensor:
         """(d - 1) log q."""
@@ -278,24 +258,16 @@ class SemiMarkov(Part, FiniteTransition):
             return
         if states < 2:
             raise StatespanError(f"SemiMarkov(states={states}): use at least two, so that a state can be followed")
-        self.durations = law.sized(states) if hasattr(law, "sized") else law
+        self.durations = law.sized(states)
         if jumps is None:
             elsewhere = torch.full((states, states), torch.nan).fill_diagonal_(0.0)
             jumps = Dense(states, fixed=elsewhere)
-        self.jumps = jumps.sized(states) if hasattr(jumps, "sized") else jumps
+        self.jumps = jumps.sized(states)
         for name, part in (("durations", self.durations), ("jumps", self.jumps)):
             if part.states != states:
                 raise StatespanError(f"SemiMarkov: {name} have {part.states} states where {states} are expected")
         self.longest = self.durations.longest
         self.states: Any = states * self.longest
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The size, the law and the jumps."""
-        return (self.count, self.durations, self.jumps), {}
-
-    def sized(self, states: int) -> "SemiMarkov":
-        """The same transition for K states, if it has none yet."""
-        return self if self.count is not None else SemiMarkov(states, self.durations, self.jumps)
 
     @property
     def owners(self) -> Tensor | None:

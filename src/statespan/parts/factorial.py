@@ -35,10 +35,6 @@ class FactorialStart(Part, FiniteInitial, Generative):
         self.sizes = [int(getattr(s, "states", 0)) for s in self.starts]
         self.states = math.prod(self.sizes)
 
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The starts."""
-        return (list(self.starts),), {}
-
     def probs(self) -> Tensor:
         """(K,), sums to one; the last chain's state runs fastest.
 
@@ -109,10 +105,6 @@ class Factorial(Part, FiniteTransition, Generative):
         self.chains = nn.ModuleList(made)
         self.sizes = [part.states for part in made]
         self.states = math.prod(self.sizes)
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The chains."""
-        return (list(self.chains),), {}
 
     def split(self, states: Tensor) -> Tensor:
         """Joint states (...) as one state of each chain, (..., C)."""

@@ -10,7 +10,7 @@ from torch.distributions import Categorical as CategoricalDistribution
 from statespan.errors import StatespanError
 from statespan.kernels.gated import gated_push
 from statespan.part import FiniteTransition, Generative, MatrixTransition, Part
-from statespan.parts.priors import dirichlet, log_dirichlet, plain
+from statespan.parts.priors import dirichlet, log_dirichlet
 from statespan.parts.rows import Ties, as_fixed, held_entries, shared_softmax, shares
 from statespan.shapes import Float
 from statespan.tree import Shared, Tree
@@ -63,8 +63,6 @@ class Dense(Part, MatrixTransition, Generative):
         self.states: Any = states
         self.fixed: Tensor | None = None
         self.ties: Ties | None = None
-        self.reach = None if reach is None else list(reach)
-        self.concentration, self.sticky = plain(concentration), sticky
         if states is None:
             dirichlet(concentration, (None, None), "Dense(concentration=)")
             return
@@ -76,12 +74,6 @@ class Dense(Part, MatrixTransition, Generative):
         if ties is not None:
             self.ties = Ties(ties, states, self.fixed, "Dense(ties=)")
         self.logits = nn.Parameter(torch.randn(states, states) if self.ties is None else torch.randn(self.ties.size))
-
-    def sized(self, states: int) -> "Dense":
-        """The same transition for K states, if it has none yet."""
-        if self.states is not None:
-            return self
-        return Dense(states, self.concentration, self.sticky, reach=self.reach)
 
     @property
     def probs(self) -> Tensor:

@@ -11,8 +11,8 @@ from statespan.errors import StatespanError
 from statespan.part import CellInitial, FiniteInitial, Generative, Part, expected_log
 from statespan.parts.climb import climb
 from statespan.parts.gaussian_initial import NormalStart
-from statespan.parts.priors import dirichlet, log_dirichlet, plain
-from statespan.parts.rows import as_lists, held_entries, shared_softmax, shares
+from statespan.parts.priors import dirichlet, log_dirichlet
+from statespan.parts.rows import held_entries, shared_softmax, shares
 from statespan.tree import Shared, Tree
 
 __all__ = ["ConstantStart", "Leading", "NormalStart", "Start", "Stationary"]
@@ -35,7 +35,6 @@ class Start(Part, FiniteInitial, Generative):
         super().__init__()
         states = len(fixed) if states is None and fixed is not None else states
         self.states: Any = states
-        self.concentration = plain(concentration)
         self.fixed: Tensor | None = None
         self.extra = dirichlet(concentration, (states,), "Start(concentration=)") - 1
         """What the prior adds to the expected counts."""
@@ -43,15 +42,6 @@ class Start(Part, FiniteInitial, Generative):
             self.logits = nn.Parameter(torch.zeros(states))
         if fixed is not None:
             self.fixed = held_entries(fixed, (int(self.states),), "Start(fixed=)")
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The size, the prior, and what is held as a list."""
-        more = {} if self.fixed is None else {"fixed": as_lists(self.fixed)}
-        return (self.states,), {"concentration": self.concentration, **more}
-
-    def sized(self, states: int) -> "Start":
-        """The same start for K states, if it has none yet."""
-        return self if self.states is not None else Start(states, self.concentration)
 
     def probs(self) -> Tensor:
         """(K,), sums to one."""
@@ -152,10 +142,6 @@ class Stationary(Part, FiniteInitial, Generative):
         self.transition = transition
         self.states: Any = None if transition is None else transition.states
         self.together = hasattr(transition, "expected_log") and hasattr(transition, "maximize")
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The transition."""
-        return (self.transition,), {}
 
     def following(self, transition: Any) -> "Stationary":
         """The stationary distribution of `transition`, if it has none yet."""

@@ -8,7 +8,7 @@ from torch.distributions import Categorical as CategoricalDistribution
 
 from statespan.errors import StatespanError
 from statespan.part import FiniteInitial, FiniteTransition, Generative, Part, expected_log, stationary
-from statespan.parts.priors import dirichlet, log_dirichlet, plain
+from statespan.parts.priors import dirichlet, log_dirichlet
 from statespan.parts.rows import shares
 from statespan.shapes import Float
 from statespan.tree import Shared, Tree
@@ -82,10 +82,6 @@ class SoftmaxStart(Part, FiniteInitial, Generative):
         if states is not None:
             self.weight = nn.Parameter(torch.zeros(states, 1 + inputs))
 
-    def sized(self, states: int) -> "SoftmaxStart":
-        """The same start for K states, if it has none yet."""
-        return self if self.states is not None else SoftmaxStart(states, self.inputs, self.precision)
-
     def probs(self) -> Tensor:
         """At inputs of zero, (K,)."""
         return self.weight[:, 0].softmax(-1)
@@ -150,10 +146,6 @@ class SoftmaxTransition(Part, FiniteTransition, Generative):
             start = torch.zeros(states, states, 1 + inputs)
             start[..., 0] = torch.randn(states, states)
             self.weight = nn.Parameter(start)
-
-    def sized(self, states: int) -> "SoftmaxTransition":
-        """The same transition for K states, if it has none yet."""
-        return self if self.states is not None else SoftmaxTransition(states, self.inputs, self.precision)
 
     @property
     def log_odds(self) -> Tensor:
@@ -242,18 +234,10 @@ class Regimes(Part, FiniteTransition, Generative):
     def __init__(self, states: int | None = None, regimes: int = 1, column: int = 0, concentration: Any = 1.0):
         super().__init__()
         self.states: Any = states
-        self.regimes, self.column, self.concentration = regimes, column, plain(concentration)
+        self.regimes, self.column = regimes, column
         self.extra = dirichlet(concentration, (regimes, states, states), "Regimes(concentration=)") - 1
         if states is not None:
             self.logits = nn.Parameter(torch.randn(regimes, states, states))
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes and the prior."""
-        return (self.states, self.regimes, self.column), {"concentration": self.concentration}
-
-    def sized(self, states: int) -> "Regimes":
-        """The same transition for K states, if it has none yet."""
-        return self if self.states is not None else Regimes(states, self.regimes, self.column, self.concentration)
 
     @property
     def probs(self) -> Tensor:
@@ -365,10 +349,6 @@ class Generator(Part, FiniteTransition, Generative):
         self.column, self.shape, self.rate = column, shape, rate
         if states is not None:
             self.log_rates = nn.Parameter(torch.randn(states, states) - 1)
-
-    def sized(self, states: int) -> "Generator":
-        """The same transition for K states, if it has none yet."""
-        return self if self.states is not None else Generator(states, self.column, self.shape, self.rate)
 
     @property
     def rates(self) -> Tensor:

@@ -199,13 +199,6 @@ class Linear(Part, LinearPart, Generative):
         self.scale = nn.Parameter(torch.eye(outputs))
         self.register_parameter("control", nn.Parameter(torch.zeros(outputs, controls)) if controls else None)
 
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """Sizes, the bound and the prior."""
-        outputs, inputs = self.matrix.shape
-        prior = self.prior.arguments() if self.prior.extra(outputs) else {}
-        stable = {} if self.stable is None else {"stable": self.stable}
-        return (inputs, outputs, self.controls), {**stable, **prior}
-
     @property
     def covariance(self) -> Tensor:
         """The noise's covariance, (E, E)."""

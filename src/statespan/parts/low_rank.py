@@ -37,15 +37,11 @@ class LowRank(Part, FiniteTransition):
     def __init__(self, states: int | None = None, rank: int = 1, concentration: float = 1.0):
         super().__init__()
         self.states: Any = states
-        self.rank, self.concentration = rank, concentration
+        self.rank = rank
         self.extra = dirichlet(concentration, (), "LowRank(concentration=)") - 1
         if states is not None:
             self.into = nn.Parameter(torch.randn(states, rank))
             self.out = nn.Parameter(torch.randn(rank, states))
-
-    def sized(self, states: int) -> "LowRank":
-        """The same transition for K states, if it has none yet."""
-        return self if self.states is not None else LowRank(states, self.rank, self.concentration)
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """U (K, R) and V (R, K)."""

@@ -38,7 +38,7 @@ class HigherOrder(Part, FiniteTransition):
         super().__init__()
         if order < 1:
             raise StatespanError(f"HigherOrder(order={order}): use at least 1")
-        self.count, self.order, self.concentration = states, order, concentration
+        self.count, self.order = states, order
         self.extra = dirichlet(concentration, (), "HigherOrder(concentration=)") - 1
         self.states: Any = None
         if states is None:
@@ -46,10 +46,6 @@ class HigherOrder(Part, FiniteTransition):
         self.sizes = [states**i for i in range(1, order + 1)]
         self.states = sum(self.sizes)
         self.logits = nn.ParameterList([nn.Parameter(torch.randn(size, states)) for size in self.sizes])
-
-    def sized(self, states: int) -> "HigherOrder":
-        """The same transition for K states, if it has none yet."""
-        return self if self.count is not None else HigherOrder(states, self.order, self.concentration)
 
     @property
     def probs(self) -> tuple[Tensor, ...]:

@@ -42,11 +42,6 @@ def log_dirichlet(probs: Tensor, extra: Tensor) -> Tensor:
     return (extra * torch.where(possible, probs, 1.0).log()).sum()
 
 
-def plain(concentration: Any) -> Any:
-    """A concentration as a number or lists of numbers, which a recipe can say."""
-    return concentration if isinstance(concentration, (int, float)) else torch.as_tensor(concentration).tolist()
-
-
 def gamma(prior: Any, name: str) -> tuple[float, float]:
     """Check shape a and rate b of a Gamma prior on a rate; (1, 0) is no prior."""
     a, b = (float(x) for x in prior)
@@ -110,12 +105,6 @@ class NormalInverseWishart(NamedTuple):
                     f"(K, {dim}, {dim}) without negative eigenvalues"
                 )
         return NormalInverseWishart(psi, degrees, float(mean_strength), torch.as_tensor(mean, dtype=torch.float64))
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments that make it again."""
-        scale = None if self.scale is None else self.scale.tolist()
-        degrees, strength = self.degrees, self.mean_strength
-        return {"prior_scale": scale, "degrees": degrees, "mean_strength": strength, "prior_mean": self.mean.tolist()}
 
     def psi(self, like: Tensor) -> Tensor:
         """Psi, (D, D) or (K, D, D)."""
@@ -183,12 +172,6 @@ class MatrixNormalInverseWishart(NamedTuple):
         if centre.shape != (outputs, inputs):
             raise StatespanError(f"prior_matrix is {tuple(centre.shape)}; give ({outputs}, {inputs}), or a number")
         return MatrixNormalInverseWishart(psi, degrees, weight, centre)
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments that make it again."""
-        scale = None if self.scale is None else self.scale.tolist()
-        strength, mean = self.strength.tolist(), self.mean.tolist()
-        return {"prior_scale": scale, "degrees": self.degrees, "matrix_strength": strength, "prior_matrix": mean}
 
     def extra(self, outputs: int) -> float:
         """What is added to the weight that a scatter is divided by."""

@@ -83,15 +83,11 @@ class Renewal(Part):
 
     def __init__(self, durations: Any):
         super().__init__()
-        self.durations = durations.sized(1) if hasattr(durations, "sized") else durations
+        self.durations = durations.sized(1)
         if self.durations.states != 1:
             raise StatespanError(
                 f"{type(durations).__name__} has {durations.states} states; segments have one law: give it states=1"
             )
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The law as it is now."""
-        return (self.durations,), {}
 
     @property
     def longest(self) -> int | None:

@@ -55,13 +55,6 @@ def _outside(fixed: Tensor) -> float:
     return float(fixed[(fixed < 0) | (fixed > 1)][0])
 
 
-def as_lists(fixed: Tensor | None) -> Any:
-    """What is held as nested lists, None where an entry is free: what a recipe can say."""
-    if fixed is None:
-        return None
-    return [as_lists(row) if row.dim() else (None if bool(row.isnan()) else float(row)) for row in fixed]
-
-
 def shared_softmax(logits: Tensor, fixed: Tensor | None) -> Tensor:
     """Softmax over the free entries of each row, times what the held ones leave; the held ones as they are."""
     if fixed is None:

@@ -153,10 +153,6 @@ class GaussianSegment(Part, Segment):
         self.log_shape = _positive(shape, dim, "GaussianSegment(shape")
         self.log_scale = _positive(scale, dim, "GaussianSegment(scale")
 
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The size."""
-        return (self.event.dim,), {}
-
     @property
     def strength(self) -> Tensor:
         """How many observations the prior of the mean counts as, (D,)."""
@@ -247,10 +243,6 @@ class GaussianMeanSegment(Part, Segment):
         self.log_spread = _positive(spread, dim, "GaussianMeanSegment(spread")
         self.log_variance = _positive(variance, dim, "GaussianMeanSegment(variance")
 
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The size."""
-        return (self.event.dim,), {}
-
     @property
     def spread(self) -> Tensor:
         """The variance of the segments' means, (D,)."""
@@ -323,10 +315,6 @@ class PoissonSegment(Part, Segment):
         self.log_shape = _positive(shape, dim, "PoissonSegment(shape")
         self.log_scale = _positive(scale, dim, "PoissonSegment(scale")
 
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The size."""
-        return (self.event.dim,), {}
-
     @property
     def shape(self) -> Tensor:
         """Of the prior of the rate, (D,)."""
@@ -390,10 +378,6 @@ class BernoulliSegment(Part, Segment):
         self.event = Event(1, None, dim, BITS)
         self.log_ones = _positive(ones, dim, "BernoulliSegment(ones")
         self.log_zeros = _positive(zeros, dim, "BernoulliSegment(zeros")
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The size."""
-        return (self.event.dim,), {}
 
     @property
     def ones(self) -> Tensor:
@@ -483,10 +467,6 @@ class RegressionSegment(Part, Segment):
         self.log_strength = _positive(strength, inputs + 1, "RegressionSegment(strength")
         self.log_shape = _positive(shape, dim, "RegressionSegment(shape")
         self.log_scale = _positive(scale, dim, "RegressionSegment(scale")
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.inputs, self.event.dim), {}
 
     @property
     def strength(self) -> Tensor:

@@ -43,7 +43,6 @@ class Sparse(Part, FiniteTransition, Generative):
         super().__init__()
         self.edges = _checked(edges)
         self.states = int(self.edges.max()) + 1 if states is None else states
-        self.concentration = concentration
         if int(self.edges.max()) >= self.states or int(self.edges.min()) < 0:
             raise StatespanError(f"Sparse(edges=): a state lies outside 0..{self.states - 1}")
         stuck = torch.bincount(self.edges[:, 0], minlength=self.states) == 0
@@ -57,10 +56,6 @@ class Sparse(Part, FiniteTransition, Generative):
         self.target: Tensor
         self.register_buffer("source", self.edges[:, 0].contiguous(), persistent=False)
         self.register_buffer("target", self.edges[:, 1].contiguous(), persistent=False)
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The edges as lists."""
-        return (self.edges.tolist(), self.states), {"concentration": self.concentration}
 
     @property
     def probs(self) -> Tensor:

@@ -46,10 +46,7 @@ class IndependentStart(Part, GaussianInitial, Generative):
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(dim))
         self.deviation = nn.Parameter(_deviations(deviation, dim, "IndependentStart"))
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The size."""
-        return (len(self.mean),), {}
+        self.remember(deviation=1.0)
 
     def gaussian(self, batch: int) -> Gaussian:
         """The belief about z_1 for `batch` sequences."""
@@ -92,10 +89,7 @@ class IndependentGaussian(Part, NonlinearPart, Generative):
             raise StatespanError(f"IndependentGaussian({function!r}): give a function of states, such as an nn.Module")
         self.event, self.controls, self.function = Event(1, None, outputs), controls, function
         self.deviation = nn.Parameter(_deviations(deviation, outputs, "IndependentGaussian"))
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The function and the sizes."""
-        return (self.function, self.event.dim, self.controls), {}
+        self.remember(deviation=1.0)
 
     def _mean(self, z: Tensor, u: Tree) -> Tensor:
         mean = self.function(z, inputs_of(u, self.controls, self)) if self.controls else self.function(z)

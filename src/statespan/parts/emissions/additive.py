@@ -35,7 +35,7 @@ class Evidence(NamedTuple):
     tables: tuple[Tensor, ...]
 
 
-class AdditiveGaussian(Part, AdditiveEmission, Generative):
+class AdditiveGaussian(AdditiveEmission, Part, Generative):
     r"""Vectors: p(y | z_1, ..., z_C) = N(y; sum over c of contributions_c[z_c], covariance), one covariance for all.
 
     What is added to one chain's contributions and taken off another's changes nothing; the M-step takes the shortest
@@ -84,6 +84,7 @@ class AdditiveGaussian(Part, AdditiveEmission, Generative):
         if kind not in COVARIANCES:
             raise StatespanError(f"covariance={covariance!r} is none of {', '.join(COVARIANCES)}; choose one of them")
         self.dim, self.kind, self.floor, self.event = dim, kind, floor, Event(1, None, dim)
+        self.remember(dim=dim, covariance=kind, chains=chains, contributions=None)
         self.sizes, self.states = _sizes(chains)
         if self.sizes:
             values = torch.randn(sum(self.sizes), dim) if given is None else torch.cat(given)
@@ -92,14 +93,6 @@ class AdditiveGaussian(Part, AdditiveEmission, Generative):
             self.lower = nn.Parameter(values.new_zeros(dim, dim)) if kind == "full" else None
             if not isinstance(covariance, str):
                 self._set_covariance(_matrix(covariance, dim).to(values))
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.kind, list(self.sizes) or None), {"floor": self.floor}
-
-    def of_chains(self, sizes: Sequence[int]) -> "AdditiveGaussian":
-        """The same emission for chains of these sizes, if it has none yet."""
-        return self if self.sizes else AdditiveGaussian(self.dim, self.kind, sizes, floor=self.floor)
 
     @property
     def contributions(self) -> tuple[Tensor, ...]:
@@ -331,7 +324,7 @@ class Rates(NamedTuple):
     factors: tuple[Tensor, ...]
 
 
-class AdditivePoisson(Part, AdditiveEmission, Generative):
+class AdditivePoisson(AdditiveEmission, Part, Generative):
     r"""Counts: y_d ~ Poisson(exp(sum over c of contributions_c[z_c]_d)): each chain multiplies the rate.
 
     What is added to one chain's contributions and taken off another's changes nothing. The M-step is one step of
@@ -365,18 +358,11 @@ class AdditivePoisson(Part, AdditiveEmission, Generative):
         if given is not None:
             chains, dim = [len(table) for table in given], given[0].shape[1]
         self.dim, self.floor, self.event = dim, floor, Event(1, None, dim, COUNTS)
+        self.remember(dim=dim, chains=chains, contributions=None)
         self.sizes, self.states = _sizes(chains)
         if self.sizes:
             spread = len(self.sizes) ** -0.5
             self.table = nn.Parameter(torch.cat(given) if given else spread * torch.randn(sum(self.sizes), dim))
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, list(self.sizes) or None), {"floor": self.floor}
-
-    def of_chains(self, sizes: Sequence[int]) -> "AdditivePoisson":
-        """The same emission for chains of these sizes, if it has none yet."""
-        return self if self.sizes else AdditivePoisson(self.dim, sizes, floor=self.floor)
 
     @property
     def contributions(self) -> tuple[Tensor, ...]:

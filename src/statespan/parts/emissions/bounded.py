@@ -60,19 +60,12 @@ class Beta(Part, ExponentialFamily, Generative):
             a = table(concentration1, "Beta(concentration1=)", 0.0)
             b = table(concentration0, "Beta(concentration0=)", 0.0)
         self.states, self.dim = (states, dim) if a is None else a.shape
+        self.remember(dim=self.dim, states=self.states, concentration1=None, concentration0=None)
         self.event, self.floor = Event(1, None, self.dim, SHARES), floor
         if self.states is not None:
             shape = self.states, self.dim
             self.log_one = nn.Parameter(torch.randn(shape) / 2 + 0.5 if a is None else a.log())
             self.log_zero = nn.Parameter(torch.randn(shape) / 2 + 0.5 if b is None else b.log().expand(shape).clone())
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.states), {"floor": self.floor}
-
-    def sized(self, states: int) -> "Beta":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else Beta(self.dim, states, floor=self.floor)
 
     @property
     def concentration1(self) -> Tensor:
@@ -186,6 +179,7 @@ class VonMises(Part, ExponentialFamily, Generative):
                 raise StatespanError("VonMises needs both loc= and concentration=, or the sizes instead")
             m, c = table(loc, "VonMises(loc=)"), table(concentration, "VonMises(concentration=)", 0.0)
         self.states, self.dim = (states, dim) if m is None else m.shape
+        self.remember(dim=self.dim, states=self.states, loc=None, concentration=None)
         self.event, self.floor = Event(1, None, self.dim), floor
         if self.states is not None:
             shape = self.states, self.dim
@@ -193,14 +187,6 @@ class VonMises(Part, ExponentialFamily, Generative):
             self.log_concentration = nn.Parameter(
                 torch.randn(shape) / 2 if c is None else c.log().expand(shape).clone()
             )
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.states), {"floor": self.floor}
-
-    def sized(self, states: int) -> "VonMises":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else VonMises(self.dim, states, floor=self.floor)
 
     @property
     def concentration(self) -> Tensor:

@@ -58,7 +58,8 @@ class Categorical(Part, FiniteEmission, Generative):
         if table is None and states is not None:
             table = Table(symbols, states, bias, spread=1.0)
         self.symbols, self.states = symbols, states if table is None else table.width
-        self.bias, self.concentration = bias, concentration
+        self.bias = bias
+        self.remember(symbols=symbols, states=self.states, probs=None, table=table)
         self.event = Event(0, self.symbols)
         alpha = dirichlet(concentration, (self.states, self.symbols), "Categorical(concentration=)")
         self.extra = (torch.atleast_2d(alpha).T if alpha.dim() else alpha) - 1
@@ -67,17 +68,6 @@ class Categorical(Part, FiniteEmission, Generative):
             self.table = table
         if probs is not None:
             self.to(probs.dtype).set_probs(probs)
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes and the table's own recipe."""
-        more = {"bias": self.bias, "table": self._modules.get("table"), "concentration": self.concentration}
-        return (self.symbols, self.states), more
-
-    def sized(self, states: int) -> "Categorical":
-        """The same emission for K states, if it has none yet."""
-        if self.states is not None:
-            return self
-        return Categorical(self.symbols, states, bias=self.bias, concentration=self.concentration)
 
     @property
     def probs(self) -> Tensor:

@@ -60,17 +60,10 @@ class Poisson(Part, ExponentialFamily, Generative):
         super().__init__()
         given = None if rate is None else table(rate, "Poisson(rate=)", 0.0)
         self.states, self.dim = (states, dim) if given is None else given.shape
+        self.remember(dim=self.dim, states=self.states, rate=None)
         self.event, self.floor, self.prior = Event(1, None, self.dim, COUNTS), floor, gamma(prior, "Poisson(prior=)")
         if self.states is not None:
             self.log_rate = nn.Parameter(torch.randn(self.states, self.dim) if given is None else given.log())
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.states), {"prior": list(self.prior), "floor": self.floor}
-
-    def sized(self, states: int) -> "Poisson":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else Poisson(self.dim, states, prior=self.prior, floor=self.floor)
 
     @property
     def rate(self) -> Tensor:
@@ -139,17 +132,10 @@ class Bernoulli(Part, ExponentialFamily, Generative):
         super().__init__()
         given = None if probs is None else table(probs, "Bernoulli(probs=)", 0.0, 1.0)
         self.states, self.dim = (states, dim) if given is None else given.shape
+        self.remember(dim=self.dim, states=self.states, probs=None)
         self.event, self.floor, self.prior = Event(1, None, self.dim, BITS), floor, beta(prior, "Bernoulli(prior=)")
         if self.states is not None:
             self.logits = nn.Parameter(torch.randn(self.states, self.dim) if given is None else given.logit())
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.states), {"prior": list(self.prior), "floor": self.floor}
-
-    def sized(self, states: int) -> "Bernoulli":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else Bernoulli(self.dim, states, prior=self.prior, floor=self.floor)
 
     @property
     def probs(self) -> Tensor:
@@ -223,7 +209,8 @@ class Multinomial(Part, FiniteEmission, Generative):
         super().__init__()
         given = None if probs is None else stochastic(probs, "Multinomial(probs=)", 2)
         self.states, self.dim = (states, dim) if given is None else given.shape
-        self.trials, self.concentration = trials, concentration
+        self.remember(dim=self.dim, states=self.states, probs=None)
+        self.trials = trials
         what = "counts 0, 1, 2, ... that sum to " + (
             "the number of trials, no category missing (or give trials=)" if trials is None else f"{trials} a row"
         )
@@ -233,16 +220,6 @@ class Multinomial(Part, FiniteEmission, Generative):
         """What the prior adds to the expected counts."""
         if self.states is not None:
             self.logits = nn.Parameter(torch.randn(self.states, self.dim) if given is None else given.log())
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.states), {"trials": self.trials, "concentration": self.concentration}
-
-    def sized(self, states: int) -> "Multinomial":
-        """The same emission for K states, if it has none yet."""
-        if self.states is not None:
-            return self
-        return Multinomial(self.dim, states, self.trials, concentration=self.concentration)
 
     def _wrong(self, x: Tensor, there: Tensor) -> Tensor:
         """No counts; or rows of another sum."""
@@ -382,19 +359,12 @@ class NegativeBinomial(Part, FiniteEmission, Generative):
             r = table(total_count, "NegativeBinomial(total_count=)", 0.0)
             p = table(probs, "NegativeBinomial(probs=)", 0.0, 1.0).expand_as(r)
         self.states, self.dim = (states, dim) if r is None else r.shape
+        self.remember(dim=self.dim, states=self.states, total_count=None, probs=None)
         self.event, self.ceiling = Event(1, None, self.dim, COUNTS), ceiling
         if self.states is not None:
             shape = self.states, self.dim
             self.log_count = nn.Parameter(torch.randn(shape) if r is None else r.log())
             self.logits = nn.Parameter(torch.randn(shape) if p is None else p.logit())
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.states), {"ceiling": self.ceiling}
-
-    def sized(self, states: int) -> "NegativeBinomial":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else NegativeBinomial(self.dim, states, ceiling=self.ceiling)
 
     @property
     def total_count(self) -> Tensor:

@@ -55,6 +55,7 @@ class Emission(Part, FiniteEmission, Generative):
                 )
             states, dim = value.shape
         self.dim, self.states = dim, states
+        self.remember(dim=dim, states=states, parameters={})
         self.event = Event(1, None, dim, Support(self._wrong, f"what {name} can give"))
         if states is not None:
             self.free = nn.ParameterDict()
@@ -63,14 +64,6 @@ class Emission(Part, FiniteEmission, Generative):
                 if given:
                     start = transform_to(constraint).inv(given[key])
                 self.free[key] = nn.Parameter(start)
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The name and the sizes."""
-        return (self.name, self.dim, self.states), {}
-
-    def sized(self, states: int) -> "Emission":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else Emission(self.name, self.dim, states)
 
     def parameter(self, key: str) -> Tensor:
         """One of the distribution's parameters, (K, D).

@@ -69,19 +69,12 @@ class FactorGaussian(Part, FiniteEmission, Generative):
         if not 0 < rank < max(dim, 2):
             raise StatespanError(f"FactorGaussian(rank={rank}): use 1 or more, fewer than dim={dim}")
         self.dim, self.rank, self.states, self.floor = dim, rank, states, floor
+        self.remember(dim=dim, rank=rank, states=states, mean=None, loadings=None, noise=None)
         self.event = Event(1, None, dim)
         if states is not None:
             self.mean = nn.Parameter(torch.randn(states, dim) if given is None else given[0].clone())
             self.loadings = nn.Parameter(torch.randn(states, dim, rank) / 2 if given is None else given[1].clone())
             self.log_noise = nn.Parameter(torch.zeros(states, dim) if given is None else given[2].log())
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.rank, self.states), {"floor": self.floor}
-
-    def sized(self, states: int) -> "FactorGaussian":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else FactorGaussian(self.dim, self.rank, states, floor=self.floor)
 
     @property
     def noise(self) -> Tensor:

@@ -89,6 +89,7 @@ class Gaussian(Part, FiniteEmission, Generative):
         if not isinstance(covariance, str) or covariance not in COVARIANCES:
             raise StatespanError(f"covariance={covariance!r} is none of {', '.join(COVARIANCES)}; choose one of them")
         self.dim, self.kind, self.states, self.floor = dim, covariance, states, floor
+        self.remember(dim=dim, covariance=covariance, states=states, mean=None)
         self.event = Event(1, None, dim)
         self.prior = NormalInverseWishart.check(dim, prior_scale, degrees, mean_strength, prior_mean)
         if states is not None:
@@ -98,16 +99,6 @@ class Gaussian(Part, FiniteEmission, Generative):
             self.lower = nn.Parameter(torch.zeros(1 if covariance == "tied" else states, dim, dim)) if free else None
         if given is not None:
             self.to(torch.float64).set_moments(*given)
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.kind, self.states), {"floor": self.floor, **self.prior.arguments()}
-
-    def sized(self, states: int) -> "Gaussian":
-        """The same emission for K states, if it has none yet."""
-        if self.states is not None:
-            return self
-        return Gaussian(self.dim, self.kind, states, floor=self.floor, **self.prior.arguments())
 
     @property
     def plain(self) -> bool:

@@ -10,7 +10,7 @@ from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, Generative, Part
 from statespan.parts.emissions.common import mixed, spread_out, stochastic
 from statespan.parts.emissions.gaussian import Gaussian
-from statespan.parts.priors import dirichlet, log_dirichlet, plain
+from statespan.parts.priors import dirichlet, log_dirichlet
 from statespan.sequences import Event
 from statespan.shapes import Float
 from statespan.tree import Tree
@@ -70,24 +70,13 @@ class GaussianMixture(Part, FiniteEmission, Generative):
             matrices = torch.as_tensor(covariance, dtype=torch.float64).flatten(0, 1)
             self.normals = Gaussian(mean=mean.flatten(0, 1), covariance=matrices, floor=floor)
         self.dim, self.components, self.states, self.floor = self.normals.dim, components, states, floor
-        self.kind, self.event, self.concentration = self.normals.kind, Event(1, None, self.normals.dim), concentration
+        self.kind, self.event = self.normals.kind, Event(1, None, self.normals.dim)
+        self.remember(dim=self.dim, components=components, covariance=self.kind, states=states, weights=None, mean=None)
         alpha = dirichlet(concentration, (states, components), "GaussianMixture(concentration=)")
         self.extra = alpha - 1
         """What the prior adds to the components' weights."""
         if states is not None:
             self.logits = nn.Parameter(torch.zeros(states, components) if given is None else given.log())
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        more = {"floor": self.floor, "concentration": plain(self.concentration)}
-        return (self.dim, self.components, self.kind, self.states), more
-
-    def sized(self, states: int) -> "GaussianMixture":
-        """The same emission for K states, if it has none yet."""
-        if self.states is not None:
-            return self
-        more = {"floor": self.floor, "concentration": self.concentration}
-        return GaussianMixture(self.dim, self.components, self.kind, states, **more)
 
     @property
     def weights(self) -> Tensor:

@@ -53,18 +53,11 @@ class Exponential(Part, ExponentialFamily, Generative):
         super().__init__()
         given = None if rate is None else table(rate, "Exponential(rate=)", 0.0)
         self.states, self.dim = (states, dim) if given is None else given.shape
+        self.remember(dim=self.dim, states=self.states, rate=None)
         self.event, self.floor = Event(1, None, self.dim, NOT_NEGATIVE), floor
         self.prior = gamma(prior, "Exponential(prior=)")
         if self.states is not None:
             self.log_rate = nn.Parameter(torch.randn(self.states, self.dim) if given is None else given.log())
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.states), {"prior": list(self.prior), "floor": self.floor}
-
-    def sized(self, states: int) -> "Exponential":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else Exponential(self.dim, states, prior=self.prior, floor=self.floor)
 
     @property
     def rate(self) -> Tensor:
@@ -141,19 +134,12 @@ class Gamma(Part, ExponentialFamily, Generative):
                 raise StatespanError("Gamma needs both concentration= and rate=, or the sizes instead")
             a, b = table(concentration, "Gamma(concentration=)", 0.0), table(rate, "Gamma(rate=)", 0.0)
         self.states, self.dim = (states, dim) if a is None else a.shape
+        self.remember(dim=self.dim, states=self.states, concentration=None, rate=None)
         self.event, self.floor = Event(1, None, self.dim, POSITIVE), floor
         if self.states is not None:
             shape = self.states, self.dim
             self.log_concentration = nn.Parameter(torch.randn(shape) / 2 if a is None else a.log())
             self.log_rate = nn.Parameter(torch.randn(shape) / 2 if b is None else b.log().expand(shape).clone())
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.states), {"floor": self.floor}
-
-    def sized(self, states: int) -> "Gamma":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else Gamma(self.dim, states, floor=self.floor)
 
     @property
     def concentration(self) -> Tensor:
@@ -239,19 +225,12 @@ class LogNormal(Part, ExponentialFamily, Generative):
                 raise StatespanError("LogNormal needs both loc= and scale=, or the sizes instead")
             m, s = table(loc, "LogNormal(loc=)"), table(scale, "LogNormal(scale=)", 0.0)
         self.states, self.dim = (states, dim) if m is None else m.shape
+        self.remember(dim=self.dim, states=self.states, loc=None, scale=None)
         self.event, self.floor = Event(1, None, self.dim, POSITIVE), floor
         if self.states is not None:
             shape = self.states, self.dim
             self.loc = nn.Parameter(torch.randn(shape) if m is None else m.clone())
             self.log_scale = nn.Parameter(torch.zeros(shape) if s is None else s.log().expand(shape).clone())
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.states), {"floor": self.floor}
-
-    def sized(self, states: int) -> "LogNormal":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else LogNormal(self.dim, states, floor=self.floor)
 
     @property
     def scale(self) -> Tensor:

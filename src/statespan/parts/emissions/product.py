@@ -58,10 +58,6 @@ class ProductEmission(Part, FiniteEmission, Generative):
         )
         self.event = Event(1, None, ends[-1], Support(self._wrong, what))
 
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The emissions."""
-        return tuple(self.emissions), {}
-
     def sized(self, states: int) -> "ProductEmission":
         """The same emissions for K states, if they have none yet."""
         return self if self.states is not None else ProductEmission(*[e.sized(states) for e in self._parts])

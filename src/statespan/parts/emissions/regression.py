@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -100,16 +100,6 @@ class LinearRegression(Part, FiniteEmission, Generative):
         if states is not None:
             self.noise.mean.requires_grad_(False).zero_()
             self.coefficients = nn.Parameter(torch.randn(states, dim, self.width) / self.width)
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.inputs, self.states, self.kind, self.lags), {"floor": self.floor}
-
-    def sized(self, states: int) -> "LinearRegression":
-        """The same emission for K states, if it has none yet."""
-        if self.states is not None:
-            return self
-        return LinearRegression(self.dim, self.inputs, states, self.kind, self.lags, self.floor)
 
     @property
     def weight(self) -> Tensor:
@@ -349,14 +339,6 @@ class LogisticRegression(GeneralisedLinear, Part, Generative):
         if states is not None:
             self.coefficients = nn.Parameter(torch.randn(states, dim, inputs + 1) / math.sqrt(inputs + 1))
 
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.inputs, self.states, self.precision), {}
-
-    def sized(self, states: int) -> "LogisticRegression":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else LogisticRegression(self.dim, self.inputs, states, self.precision)
-
     def link(self, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log(1 + e^eta), p and p (1 - p)."""
         p = eta.sigmoid()
@@ -394,14 +376,6 @@ class PoissonRegression(GeneralisedLinear, Part, Generative):
         self.event = Event(1, None, dim, COUNTS)
         if states is not None:
             self.coefficients = nn.Parameter(torch.randn(states, dim, inputs + 1) / math.sqrt(inputs + 1))
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.inputs, self.states, self.precision), {}
-
-    def sized(self, states: int) -> "PoissonRegression":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else PoissonRegression(self.dim, self.inputs, states, self.precision)
 
     def link(self, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The rate, three times."""

@@ -65,19 +65,12 @@ class StudentT(Part, FiniteEmission, Generative):
         else:
             self.normal = Gaussian(mean=loc, covariance=scale_matrix, floor=floor)
         self.dim, self.states, self.kind, self.floor = self.normal.dim, self.normal.states, self.normal.kind, floor
+        self.remember(dim=self.dim, covariance=self.kind, states=self.states, df=None, loc=None, scale_matrix=None)
         self.event = Event(1, None, self.dim)
         if self.states is not None:
             given = torch.full((self.states,), 4.0) if df is None else torch.as_tensor(df, dtype=torch.float64)
             given = table(given.expand(self.states)[:, None], "StudentT(df=)", 0.0)[:, 0]
             self.log_df = nn.Parameter(given.log().to(self.normal.mean.dtype))
-
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes."""
-        return (self.dim, self.kind, self.states), {"floor": self.floor}
-
-    def sized(self, states: int) -> "StudentT":
-        """The same emission for K states, if it has none yet."""
-        return self if self.states is not None else StudentT(self.dim, self.kind, states, floor=self.floor)
 
     @property
     def df(self) -> Tensor:

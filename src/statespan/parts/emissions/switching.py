@@ -112,24 +112,6 @@ class SwitchingRegression(Part, FiniteEmission):
         self.lag = nn.Parameter(torch.zeros(_count(self.which_lag)))
         self.log_variance = nn.Parameter(torch.zeros(_count(self.which_variance)))
 
-    def recipe(self) -> tuple[tuple, dict[str, Any]]:
-        """The sizes, and what switches."""
-        options = {
-            "switching": list(self.switching),
-            "adjusted": self.adjusted,
-            "floor": self.floor,
-            "beside": self.beside,
-        }
-        return (self.inputs, self.lags, self.states), options
-
-    def sized(self, states: int) -> "SwitchingRegression":
-        """The same emission for K regimes, if it has none yet."""
-        if self.states is not None:
-            return self
-        return SwitchingRegression(
-            self.inputs, self.lags, states, self.switching, self.adjusted, self.floor, self.beside
-        )
-
     @property
     def coefficients(self) -> Tensor:
         """W and b of the regimes side by side, (K, U + 1)."""
