@@ -1,7 +1,8 @@
 """Numba loops of `expected_moves` for few, long sequences; importing this module imports Numba.
 
-States lie across the lanes. Forward and backward messages know nothing of each other, so that two threads make them at
-once; a third pass, which any number of threads can share, joins them.
+States lie across the lanes. Messages of both directions start at once, from both ends, and are kept up to the middle.
+From there on each meets what the other one kept, and what they give together takes its place: two threads do half of
+the work each, and one array of messages is all that is kept.
 """
 
 import numpy as np
@@ -53,52 +54,6 @@ def product_narrow(K, panels, source, inverse, target):
 
 
 @compiled
-def messages(sequence, length, backwards, start, panels, rows, which, sharing, normaliser, result):
-    """Messages along one sequence: w_1 = start, x_t = w_t y_t, c_t = sum x_t, w_{t+1} = x_t table / c_t.
-
-    y_t is row t B + b of `rows`, or where steps are `sharing` rows which[t, b].
-
-    Forwards `result` (T, B, K) gets x_t / c_t and `normaliser` c_t, backwards `result` gets w_t; False where a c_t
-    leaves the numbers that can be divided by.
-    """
-    batch = normaliser.shape[1]
-    K = rows.shape[1]
-    lanes = width(rows)
-    columns = (K + 2 * lanes - 1) // (2 * lanes) * 2 * lanes
-    W = np.zeros(columns, rows.dtype)
-    X = np.zeros(columns, rows.dtype)
-    W[:K] = start
-    tiny = np.finfo(rows.dtype).tiny / np.finfo(rows.dtype).eps
-    narrow = lanes >= K
-    for n in range(length):
-        t = length - 1 - n if backwards else n
-        here = (t * batch + sequence) * K
-        seen = which[t, sequence] * K if sharing else here
-        s = zero(rows)
-        for k in range(0, K, lanes):
-            w = load(W, k)
-            x = mul(w, get(rows, seen + k, K - k))
-            store(X, k, x)
-            s = add(s, x)
-            if backwards:
-                keep(result, here + k, w, K - k)
-        c = total(s)
-        if not c > tiny:
-            return False
-        inverse = 1 / c
-        if narrow:
-            product_narrow(K, panels, X, inverse, W)
-        else:
-            product(K, panels, X, inverse, W)
-        if not backwards:
-            normaliser[t, sequence] = c
-            every = fill(rows, inverse)
-            for k in range(0, K, lanes):
-                keep(result, here + k, mul(load(X, k), every), K - k)
-    return True
-
-
-@compiled
 def rows_outer(K, columns, count, left, right, result):
     """Result (K rounded up to 4, columns) += left' right over `count` rows; left (., K rounded up to 4) in rows."""
     lanes = width(left)
@@ -127,14 +82,36 @@ def rows_outer(K, columns, count, left, right, result):
 
 
 @compiled
-def join(
-    sequence, first, last, weight, counting, rows, which, sharing, normaliser, filtered, later, sums, begin, counts
+def messages(
+    sequence,
+    first,
+    last,
+    backwards,
+    joining,
+    counting,
+    weight,
+    message,
+    filtered,
+    panels,
+    rows,
+    which,
+    sharing,
+    normaliser,
+    kept,
+    sums,
+    begin,
+    counts,
 ):
-    """Steps first ... last - 1: the posterior, from the messages of both directions; adds to `counts`.
+    """Messages along steps first ... last - 1 of one sequence: x_t = w_t y_t, c_t = sum x_t, w_next = x_t table / c_t.
 
-    It is written to row t B + b of `sums`, which may be `later` itself, or where steps are `sharing` rows added to row
-    which[t, b]; `begin` (B, K) gets that of the first step. False where the two messages have too little in common to
-    be multiplied.
+    y_t is row t B + b of `rows`, or where steps are `sharing` rows which[t, b]. `message` is w of the step before them,
+    at the end that of the step behind them; `filtered` x_t / c_t of the last step done, forwards.
+
+    Where they are not `joining`, row t B + b of `kept` gets x_t / c_t and `normaliser` c_t, backwards `kept` gets w_t.
+    Otherwise these are what the other direction left there, and together they give the posterior. It is written to row
+    t B + b of `sums`, which may be `kept`, or where steps are `sharing` rows added to row which[t, b]; `begin` (B, K)
+    gets that of the first step, and moves are added to `counts`. False where a number leaves those that can be divided
+    by: a c_t, or what two messages have in common.
     """
     batch = normaliser.shape[1]
     K = rows.shape[1]
@@ -144,37 +121,70 @@ def join(
     block = 64
     left = np.zeros(block * padded, rows.dtype)
     right = np.zeros(block * columns, rows.dtype)
+    X = np.zeros(message.size, rows.dtype)
     tiny = np.finfo(rows.dtype).tiny / np.finfo(rows.dtype).eps
+    narrow = lanes >= K
     waiting = 0
-    for t in range(first, last):
+    for n in range(last - first):
+        t = last - 1 - n if backwards else first + n
         here = (t * batch + sequence) * K
         seen = which[t, sequence] * K if sharing else here
+        s = zero(rows)
         g = zero(rows)
         for k in range(0, K, lanes):
-            g = fma(get(filtered, here + k, K - k), get(later, here + k, K - k), g)
-        common = total(g)
-        if not common > tiny:
+            w = load(message, k)
+            x = mul(w, get(rows, seen + k, K - k))
+            store(X, k, x)
+            s = add(s, x)
+            if joining:
+                # Forwards x_t meets the w_t of the way back; backwards w_t meets the x_t / c_t of the way there.
+                g = fma(w if backwards else x, get(kept, here + k, K - k), g)
+            elif backwards:
+                keep(kept, here + k, w, K - k)
+        c = total(s)
+        if not c > tiny:
             return False
-        if counting and t > 0:
-            # alpha_t = p_t y_t / c_t, so c_t g_t is what the moves into t sum to before they are divided by it.
-            scale = fill(rows, weight / (rows.dtype.type(normaliser[t, sequence]) * common))
-            before = here - batch * K
+        inverse = 1 / c
+        if joining:
+            common = total(g)
+            # What the moves into t sum to before they are divided by it.
+            both = rows.dtype.type(normaliser[t, sequence]) * common if backwards else common
+            if not (common > tiny and both > tiny):
+                return False
+            share = fill(rows, weight / common)
+            moves = fill(rows, weight / both)
             for k in range(0, K, lanes):
-                v = mul(get(rows, seen + k, K - k), get(later, here + k, K - k))
-                store(right, waiting * columns + k, mul(v, scale))
-                keep(left, waiting * padded + k, get(filtered, before + k, K - k), padded - k)
-            waiting += 1
+                other = get(kept, here + k, K - k)
+                if counting and t > 0:
+                    if backwards:
+                        store(right, waiting * columns + k, mul(load(X, k), moves))
+                        a = get(kept, here - batch * K + k, K - k)
+                    else:
+                        store(right, waiting * columns + k, mul(mul(get(rows, seen + k, K - k), other), moves))
+                        a = load(filtered, k)
+                    keep(left, waiting * padded + k, a, padded - k)
+                v = mul(mul(load(message, k) if backwards else load(X, k), other), share)
+                if t == 0:
+                    keep(begin, sequence * K + k, v, K - k)
+                if sharing:
+                    v = add(get(sums, seen + k, K - k), v)
+                keep(sums, seen + k, v, K - k)
+            waiting += counting and t > 0
             if waiting == block:
                 rows_outer(K, columns, block, left, right, counts)
                 waiting = 0
-        scale = fill(rows, weight / common)
-        for k in range(0, K, lanes):
-            v = mul(mul(get(filtered, here + k, K - k), get(later, here + k, K - k)), scale)
-            if t == 0:
-                keep(begin, sequence * K + k, v, K - k)
-            if sharing:
-                v = add(get(sums, seen + k, K - k), v)
-            keep(sums, seen + k, v, K - k)
+        if not backwards:
+            normaliser[t, sequence] = c
+            every = fill(rows, inverse)
+            for k in range(0, K, lanes):
+                a = mul(load(X, k), every)
+                store(filtered, k, a)
+                if not joining:
+                    keep(kept, here + k, a, K - k)
+        if narrow:
+            product_narrow(K, panels, X, inverse, message)
+        else:
+            product(K, panels, X, inverse, message)
     if waiting > 0:
         rows_outer(K, columns, waiting, left, right, counts)
     return True

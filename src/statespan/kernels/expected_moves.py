@@ -22,8 +22,6 @@ SMALL = 200_000
 
 #: So many sequences, as a part of the lanes, go one by one, their states across the lanes.
 FEW = 2
-#: Steps that a thread takes at once where it joins the messages of one sequence.
-PIECE = 4096
 
 
 class _Chain(NamedTuple):
@@ -49,7 +47,11 @@ class _Chain(NamedTuple):
 
     def sums(self, count: int) -> Tensor:
         """(count, N, K): where steps share rows, so many sums that begin at 0; else one that will be written."""
-        return self.rows.new_zeros(count, *self.rows.shape) if self.sharing else torch.empty_like(self.rows)[None]
+        return (
+            self.rows.new_zeros(count, *self.rows.shape)
+            if self.sharing
+            else shared.empty(1, *self.rows.shape, like=self.rows)
+        )
 
 
 def _wider(x: Tensor, *sizes: int) -> Tensor:
@@ -140,45 +142,41 @@ def _one_by_one(chain: _Chain, normaliser: np.ndarray) -> tuple[Tensor, Tensor, 
     (steps, batch), K = normaliser.shape, chain.rows.shape[1]
     ends = [steps] * batch if chain.lengths is None else chain.lengths.clamp(0, steps).tolist()
     lanes = 64 // chain.rows.element_size()
-    filtered, begin = chain.rows.new_empty(steps, batch, K), torch.zeros_like(chain.predicted)
-    threads = 1 if chain.work < SMALL else shared.available()
-    pieces = [(b, n) for b in range(batch) for n in shared.pieces(ends[b], max(threads, ends[b] // PIECE))]
-    sums = chain.sums(min(threads, len(pieces)))
-    later = torch.empty_like(filtered) if chain.sharing else sums[0].view(filtered.shape)
-    tables = [shared.panels(x, columns=2 * lanes).numpy() for x in (chain.table, chain.table.t())]
-    starts = [chain.predicted.numpy(), np.ones((batch, K), later.numpy().dtype)]
-    outputs = [filtered.numpy(), later.numpy()]
-    given = chain.rows.numpy(), chain.which.numpy(), chain.sharing, normaliser
-    whole = [True]
-
-    def send(i: int) -> None:
-        b, backwards = divmod(i, 2)
-        if not jit.messages(
-            b, ends[b], backwards == 1, starts[backwards][b], tables[backwards], *given, outputs[backwards]
-        ):
-            whole[0] = False
-
-    shared.parallel(send, 2 * batch, threads)
-    counts = later.new_zeros(min(threads, len(pieces)), shared.padded(K), (K + lanes - 1) // lanes * lanes)
-    free = list(range(len(counts)))
+    threads = min(2 * batch, 1 if chain.work < SMALL else shared.available())
+    begin, sums = torch.zeros_like(chain.predicted), chain.sums(threads)
+    kept = shared.empty(steps, batch, K, like=begin) if chain.sharing else sums[0].view(steps, batch, K)
+    panels = [shared.panels(x, columns=2 * lanes) for x in (chain.table, chain.table.t())]
+    counts = begin.new_zeros(threads, shared.padded(K), -(-K // lanes) * lanes)
+    # Of either direction of each sequence: the message on its way, and the last belief.
+    messages = begin.new_zeros(2 * batch, 2, panels[0].numel() // shared.padded(K))
+    messages[::2, 0, :K], messages[1::2, 0, :K] = chain.predicted, 1
+    given = [x.numpy() for x in (chain.rows, chain.which)]
     weights = chain.weights.numpy()
+    free, whole = list(range(threads)), [True]
 
-    def join(i: int) -> None:
-        b, (first, last) = pieces[i]
+    def send(i: int, joining: bool) -> None:
+        b, backwards = divmod(i, 2)
+        first, last = (0, ends[b] // 2) if bool(backwards) == joining else (ends[b] // 2, ends[b])
         mine = free.pop()
-        results = sums[mine if chain.sharing else 0].view(-1).numpy(), begin.numpy(), counts[mine].numpy()
-        if not jit.join(b, first, last, weights[b], chain.counting, *given, *outputs, *results):
+        outputs = kept, sums[mine if chain.sharing else 0].view(-1), begin, counts[mine]
+        if not jit.messages(
+            *(b, first, last, backwards == 1, joining, chain.counting, weights[b]),
+            *(x.numpy() for x in (*messages[i], panels[backwards])),
+            *(*given, chain.sharing, normaliser),
+            *(x.numpy() for x in outputs),
+        ):
             whole[0] = False
         free.append(mine)
 
-    if whole[0]:
-        shared.parallel(join, len(pieces), threads)
+    for joining in (False, True):
+        if whole[0]:
+            shared.parallel(lambda i, joining=joining: send(i, joining), 2 * batch, threads)
     if not whole[0]:
         normaliser[:] = 1
         return None
     if not chain.sharing:
         for b, end in enumerate(ends):
-            later[end:, b] = 0
+            kept[end:, b] = 0
     return sums.sum(0) if len(sums) > 1 else sums[0], counts.sum(0), begin
 
 

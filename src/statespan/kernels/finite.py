@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from statespan.belief import Discrete, select, with_fed
-from statespan.kernels.expected_moves import FEW, expected_moves
+from statespan.kernels.expected_moves import expected_moves
 from statespan.kernels.forward_backward import forward_backward
 from statespan.kernels.viterbi import max_product
 from statespan.method import Prepared, Trace, register
@@ -15,7 +15,7 @@ from statespan.parts.finite import RowsAddition
 from statespan.tree import Shared, tree_map, unstack
 
 
-def _start(model: Any, method: Forward, prepared: Prepared, batch: int, belief: Any) -> torch.Tensor:
+def start(model: Any, method: Forward, prepared: Prepared, batch: int, belief: Any) -> torch.Tensor:
     """The predicted belief about the first step, (B, K)."""
     move = unstack(prepared.moves, 1)[0]
     before = method.init(model, move, batch) if belief is None else method.predict(model, belief, move)
@@ -33,11 +33,9 @@ def _trace(prepared: Prepared, log_normaliser: torch.Tensor, filtered: torch.Ten
 @register(Forward, MatrixTransition, keeps=("filtered", "last", "log_prob", "posterior", "counts", "sums", "first"))
 def dense(
     model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
-) -> Trace | None:
+) -> Trace:
     """A stochastic matrix that does not vary with time; for `sums` the likelihoods are of rows that steps share."""
-    if "sums" in keep and batch * prepared.likelihoods.value.element_size() * FEW <= 64:
-        return None  # one by one, a step reads its own row faster than one that lies anywhere
-    predicted = _start(model, method, prepared, batch, belief)
+    predicted = start(model, method, prepared, batch, belief)
     table, value = prepared.moves.tables.value, prepared.likelihoods.value
     if keep & {"posterior", "sums"}:
         seen = prepared.likelihoods
@@ -58,7 +56,7 @@ def addition(
     likelihood = prepared.likelihoods
     if likelihood.fed.observed is not None and not bool(likelihood.fed.observed.all()):
         return None
-    predicted = _start(model, method, prepared, batch, belief)
+    predicted = start(model, method, prepared, batch, belief)
     drive, one = likelihood.fed.value, torch.ones_like(likelihood.value[:1])
     row, column = (torch.cat([one, x[:-1]]) for x in (drive.row, drive.column))
     value = likelihood.value * column

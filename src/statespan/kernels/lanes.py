@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -269,6 +270,18 @@ def panels(table: Tensor, fill: float = 0.0, columns: int = 4) -> Tensor:
     whole = table.new_full((rows, wide), fill)
     whole[:K, :K] = table
     return whole.view(rows, wide // columns, columns).permute(1, 0, 2).reshape(-1)
+
+
+def empty(*shape: int, like: Tensor) -> Tensor:
+    """A tensor of any content, of the dtype of another on the CPU, in large pages of memory where the system has them.
+
+    NumPy asks for those and torch does not: the first touch of 50 MB then takes 15 ms, and in pages of 4 KiB 60.
+
+    Example:
+        >>> empty(2, 3, like=torch.zeros(1)).shape
+        torch.Size([2, 3])
+    """
+    return torch.from_numpy(np.empty(shape, like.numpy().dtype))
 
 
 #: The operators of all kernels are defined in this fragment of torch's library "statespan".
