@@ -9,7 +9,7 @@ from torch import Tensor
 
 from statespan.errors import StatespanError
 from statespan.fit.degenerate import at_bounds, unused_states
-from statespan.fit.fitting import Fitter, restart
+from statespan.fit.fitting import Fitter, adam, restart
 from statespan.kernels.lanes import each, one_thread
 from statespan.method import Method, Statistics, closed_parts, run, total, weighted
 from statespan.sequences import Sequences
@@ -95,7 +95,7 @@ class EM(Fitter):
         each = zip(model.parts, closed_parts(model), strict=True)
         free = {p for part, closed in each if not closed for p in part.parameters() if p.requires_grad}
         count = sum(observations(b) for b in batches)
-        optimiser = torch.optim.Adam([p for p in model.parameters() if p in free], self.learning_rate) if free else None
+        optimiser = adam([p for p in model.parameters() if p in free], lr=self.learning_rate) if free else None
         self.history, stats, converged = [], None, False
         for _ in range(self.iterations):
             likelihood, stats = self.expect(model, method, batches, names)

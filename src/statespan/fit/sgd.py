@@ -7,7 +7,7 @@ import torch
 
 from statespan.errors import StatespanError
 from statespan.fit.em import notes, observations, take
-from statespan.fit.fitting import Fitter, restart
+from statespan.fit.fitting import Fitter, adam, restart
 from statespan.method import Method, run, total
 from statespan.sequences import Sequences
 from statespan.verbs import choose
@@ -19,7 +19,7 @@ class SGD(Fitter):
     Args:
         epochs: passes over the sequences.
         learning_rate: the step.
-        optimizer: a torch optimiser class.
+        optimizer: a class of `torch.optim`; Adam (fused) unless another is given.
         batch: sequences a step; None takes all.
         clip: largest norm of the gradient; None does not clip.
         weight_decay: passed to the optimiser.
@@ -45,7 +45,7 @@ class SGD(Fitter):
         self,
         epochs: int = 100,
         learning_rate: float = 0.01,
-        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer: Callable[..., torch.optim.Optimizer] = adam,
         batch: int | None = None,
         clip: float | None = None,
         weight_decay: float = 0.0,
