@@ -7,12 +7,12 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from statespan.belief import Diffuse, Gaussian
 from statespan.errors import StatespanError
 from statespan.sequences import Event
-from statespan.tree import Shared, Tree, unstack
+from statespan.tree import Shared, Tree, tree_map, unstack
 
 P = TypeVar("P", bound="Part")
 PARTS: dict[str, type["Part"]] = {}
@@ -198,6 +198,12 @@ class FiniteTransition(ABC):
         raise NotImplementedError
 
 
+def mixed(probs: Tensor, each: Distribution) -> MixtureSameFamily:
+    """The mixture under probabilities (..., K) of the states' distributions, whose batch ends in K."""
+    weights = Categorical(probs=probs, validate_args=False)
+    return MixtureSameFamily(weights, each.expand(probs.shape), validate_args=False)
+
+
 def scaled(log: Tensor) -> tuple[Tensor, Tensor]:
     """Exponentials (..., K) divided by the largest of them, and that one's logarithm (...) in float64."""
     top = log.detach().amax(-1, keepdim=True)
@@ -315,9 +321,14 @@ class FiniteEmission(ABC):
         """The same divided by its largest value over states, (T, B, K), and that value's logarithm, (T, B) float64."""
         return scaled(self.log_likelihood(y, u, observed, constants))
 
-    @abstractmethod
     def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
-        """The distribution of y under a distribution (..., K) over states."""
+        """The distribution of y under a distribution (..., K) over states: what each emits (`forward`), mixed."""
+        emission: Any = self
+        z, axis = torch.arange(probs.shape[-1], device=probs.device), probs.dim() - 1
+        if getattr(self, "takes_inputs", False):
+            z = z.expand(probs.shape)
+            u = tree_map(lambda x: x.unsqueeze(axis).expand(*probs.shape, *x.shape[axis:]), u)
+        return mixed(probs, emission.forward(z, u))
 
     @abstractmethod
     def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:

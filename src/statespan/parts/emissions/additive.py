@@ -11,7 +11,6 @@ from torch.distributions import Poisson as PoissonDistribution
 
 from statespan.errors import StatespanError
 from statespan.part import AdditiveEmission, Generative, Part
-from statespan.parts.emissions.common import mixed
 from statespan.parts.emissions.counts import COUNTS
 from statespan.parts.emissions.normal import floored, patterns
 from statespan.sequences import Event
@@ -154,10 +153,6 @@ class AdditiveGaussian(AdditiveEmission, Part, Generative):
     def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
         """The distribution of y given joint states z."""
         return self.apart(torch.stack(torch.unravel_index(z, self.sizes), -1))
-
-    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
-        """A mixture of the joint states' normals."""
-        return mixed(probs, self.forward(torch.arange(probs.shape[-1], device=probs.device)))
 
     def evidence(self, y: Tensor, u: Tree, observed: Tensor | None, constants: tuple[Tensor, ...]) -> Evidence:
         """Y and the contributions where the noise is white."""
@@ -393,10 +388,6 @@ class AdditivePoisson(AdditiveEmission, Part, Generative):
     def forward(self, z: Tensor, u: Tree = None) -> Distribution:
         """The distribution of y given joint states z."""
         return self.apart(torch.stack(torch.unravel_index(z, self.sizes), -1))
-
-    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
-        """A mixture of the joint states' distributions."""
-        return mixed(probs, self.forward(torch.arange(probs.shape[-1], device=probs.device)))
 
     def evidence(self, y: Tensor, u: Tree, observed: Tensor | None, constants: tuple[Tensor, ...]) -> Rates:
         """The counts, and the chains' factors."""

@@ -6,15 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from statespan.errors import StatespanError
-
-
-def mixed(probs: Tensor, each: Distribution) -> MixtureSameFamily:
-    """The mixture under probabilities (..., K) of the states' distributions, whose batch ends in K."""
-    weights = Categorical(probs=probs, validate_args=False)
-    return MixtureSameFamily(weights, each.expand(probs.shape), validate_args=False)
 
 
 def known(y: Tensor, observed: Tensor | None, neutral: float) -> tuple[Tensor, Tensor | None]:

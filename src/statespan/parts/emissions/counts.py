@@ -13,7 +13,7 @@ from torch.distributions import Poisson as PoissonDistribution
 
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, Generative, Part
-from statespan.parts.emissions.common import first_weights, known, mixed, root, stochastic, table
+from statespan.parts.emissions.common import first_weights, known, root, stochastic, table
 from statespan.parts.emissions.exponential import ExponentialFamily, Sums
 from statespan.parts.priors import beta, dirichlet, gamma, log_beta, log_dirichlet, log_gamma
 from statespan.sequences import Event, Support
@@ -270,10 +270,6 @@ class Multinomial(Part, FiniteEmission, Generative):
         """The distribution of y given states z."""
         return MultinomialDistribution(self._trials(), probs=self.probs[z], validate_args=False)
 
-    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
-        """A mixture of the states' multinomials."""
-        return mixed(probs, self.forward(torch.arange(probs.shape[-1], device=probs.device)))
-
     def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The mean, given the counts that are there."""
         y, there = known(y, observed, 0.0)
@@ -405,10 +401,6 @@ class NegativeBinomial(Part, FiniteEmission, Generative):
         """The distribution of y given states z."""
         each = NegativeBinomialDistribution(self.total_count[z], logits=self.logits[z], validate_args=False)
         return Independent(each, 1, validate_args=False)
-
-    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
-        """A mixture of the states' distributions."""
-        return mixed(probs, self.forward(torch.arange(probs.shape[-1], device=probs.device)))
 
     def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The mean."""

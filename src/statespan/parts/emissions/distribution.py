@@ -9,7 +9,6 @@ from torch.distributions import Distribution, Independent, constraints, transfor
 
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, Generative, Part
-from statespan.parts.emissions.common import mixed
 from statespan.sequences import Event, Support
 from statespan.shapes import Float
 from statespan.tree import Tree
@@ -118,10 +117,6 @@ class Emission(Part, FiniteEmission, Generative):
     def forward(self, z: Tensor, u: Tree = None) -> Distribution:
         """The distribution of y given states z."""
         return self._law({key: value[z] for key, value in self.constants().items()})
-
-    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
-        """A mixture of the states' distributions."""
-        return mixed(probs, self._law(constants))
 
     def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The mean; where a distribution has none, the middle of many draws."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from statespan.part import FiniteEmission
-from statespan.parts.emissions.common import first_weights, known, mixed
+from statespan.parts.emissions.common import first_weights, known
 from statespan.sequences import Event
 from statespan.shapes import Float
 from statespan.tree import Tree
@@ -86,10 +86,6 @@ class ExponentialFamily(FiniteEmission, ABC):
             out = (features * mask[..., None, :]).flatten(-2) @ constants.matrix - mask @ constants.partition
             base = None if base is None else base * mask
         return out if base is None else out + base.sum(-1, keepdim=True)
-
-    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
-        """A mixture of the states' distributions."""
-        return mixed(probs, self.forward(torch.arange(probs.shape[-1], device=probs.device)))
 
     def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The mean."""

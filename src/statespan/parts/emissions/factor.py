@@ -9,7 +9,7 @@ from torch.distributions import Distribution, LowRankMultivariateNormal
 
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, Generative, Part
-from statespan.parts.emissions.common import mixed, spread_out
+from statespan.parts.emissions.common import spread_out
 from statespan.parts.emissions.normal import completed, log_normal
 from statespan.sequences import Event
 from statespan.shapes import Float
@@ -109,10 +109,6 @@ class FactorGaussian(Part, FiniteEmission, Generative):
     def forward(self, z: Tensor, u: Tree = None) -> Distribution:
         """The distribution of y given states z."""
         return LowRankMultivariateNormal(self.mean[z], self.loadings[z], self.noise[z], validate_args=False)
-
-    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
-        """A mixture of the states' normals."""
-        return mixed(probs, self.forward(torch.arange(probs.shape[-1], device=probs.device)))
 
     def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The mean, given what is there of each row."""

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical as CategoricalDistribution
-from torch.distributions import Distribution, MixtureSameFamily, MultivariateNormal
+from torch.distributions import MultivariateNormal
 
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, Generative, Part
@@ -179,18 +178,6 @@ class Gaussian(Part, FiniteEmission, Generative):
             return torch.where(observed.reshape(-1, 1), x, 0.0), None, centre
         mask = observed.reshape(-1, self.dim)
         return torch.where(mask, x, 0.0), mask.to(x), centre
-
-    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
-        """A mixture of the states' normals."""
-        shape = probs.shape[:-1]
-        factor = self.factor()
-        normals = MultivariateNormal(
-            self.mean.expand(*shape, *self.mean.shape),
-            scale_tril=factor.expand(*shape, *factor.shape),
-            validate_args=False,
-        )
-        weights = CategoricalDistribution(probs=probs, validate_args=False)
-        return MixtureSameFamily(weights, normals, validate_args=False)
 
     def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
         """The distribution of y given states z."""

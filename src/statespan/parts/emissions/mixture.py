@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from statespan.errors import StatespanError
-from statespan.part import FiniteEmission, Generative, Part
-from statespan.parts.emissions.common import mixed, spread_out, stochastic
+from statespan.part import FiniteEmission, Generative, Part, mixed
+from statespan.parts.emissions.common import spread_out, stochastic
 from statespan.parts.emissions.gaussian import Gaussian
 from statespan.parts.priors import dirichlet, log_dirichlet
 from statespan.sequences import Event

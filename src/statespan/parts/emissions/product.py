@@ -8,7 +8,7 @@ from torch.distributions import Distribution
 
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, Generative, Part
-from statespan.parts.emissions.common import first_weights, mixed
+from statespan.parts.emissions.common import first_weights
 from statespan.sequences import Event, Support
 from statespan.shapes import Float
 from statespan.tree import Tree
@@ -113,12 +113,6 @@ class ProductEmission(Part, FiniteEmission, Generative):
     def forward(self, z: Tensor, u: Tree = None) -> Distribution:
         """The distribution of y given states z."""
         return Columns([e.forward(z, u) for e in self._parts], [e.event.rank for e in self._parts])
-
-    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
-        """A mixture of the states' distributions; the mean of a column of symbols is that of its codes."""
-        each = torch.arange(probs.shape[-1], device=probs.device)
-        u = None if u is None else u[..., None, :].expand(*probs.shape, -1)
-        return mixed(probs, self.forward(each.expand(probs.shape), u))
 
     def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """Each emission's mean, for symbols the mode."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, Poisson
 
 from statespan.errors import StatespanError
-from statespan.part import FiniteEmission, Generative, Part
-from statespan.parts.emissions.common import first_weights, known, mixed
+from statespan.part import FiniteEmission, Generative, Part, mixed
+from statespan.parts.emissions.common import first_weights, known
 from statespan.parts.emissions.counts import BITS, COUNTS
 from statespan.parts.emissions.gaussian import Gaussian
 from statespan.parts.emissions.normal import completed, log_normal

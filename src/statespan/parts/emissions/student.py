@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from statespan.part import FiniteEmission, Generative, Part
-from statespan.parts.emissions.common import mixed, root, table
+from statespan.parts.emissions.common import root, table
 from statespan.parts.emissions.gaussian import Gaussian
 from statespan.parts.emissions.normal import completed, distances
 from statespan.sequences import Event
@@ -108,10 +108,6 @@ class StudentT(Part, FiniteEmission, Generative):
     def forward(self, z: Tensor, u: Tree = None) -> Distribution:
         """The distribution of y given states z."""
         return MultivariateT(self.df[z], self.loc[z], self.normal.factor()[z])
-
-    def mixture(self, probs: Tensor, u: Tree, constants: Tree) -> Distribution:
-        """A mixture of the states' distributions."""
-        return mixed(probs, self.forward(torch.arange(probs.shape[-1], device=probs.device)))
 
     def fill(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """The mean (the median where df is 1 or less), given what is there of each row."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from statespan.errors import StatespanError
-from statespan.part import FiniteEmission, Part
-from statespan.parts.emissions.common import first_weights, known, mixed
+from statespan.part import FiniteEmission, Part, mixed
+from statespan.parts.emissions.common import first_weights, known
 from statespan.parts.emissions.regression import past_of
 from statespan.sequences import Event
 from statespan.shapes import Float
