@@ -24,10 +24,10 @@ from ._simd import (
 
 
 @compiled
-def best_lanes(first, last, order, lengths, initial, panels, table, rows, index, score, path):
+def best_lanes(first, last, order, lengths, initial, panels, table, rows, index, D, score, path):
     """Groups first ... last - 1 of sequences across lanes; `table` (K, K) has a row for every state moved into.
 
-    What a step says of the states is the row `index[b, t]` of `rows`.
+    What a step says of the states is the row `index[b, t]` of `rows`. `D` has room for the scores of the longest.
     """
     batch, steps = index.shape
     K = rows.shape[1]
@@ -35,7 +35,6 @@ def best_lanes(first, last, order, lengths, initial, panels, table, rows, index,
     lanes = width(rows)
     size = states * lanes
     lowest = rows.dtype.type(-np.inf)
-    D = np.full(lengths[first * lanes] * size + size, lowest, rows.dtype)
     Y = np.full(size, lowest, rows.dtype)
     sources = np.zeros(lanes, np.int64)
     into = np.zeros(lanes, np.int32)
@@ -119,8 +118,11 @@ def best_lanes(first, last, order, lengths, initial, panels, table, rows, index,
 
 
 @compiled
-def best_rows(sequence, length, initial, panels, table, rows, index, score, path):
-    """One sequence, its states across the lanes; panels of two vectors of columns, (., K, 2 lanes)."""
+def best_rows(sequence, length, initial, panels, table, rows, index, D, score, path):
+    """One sequence, its states across the lanes; panels of two vectors of columns, (., K, 2 lanes).
+
+    `D` has room for the scores of all steps, each K wide rounded up to two vectors.
+    """
     steps = index.shape[1]
     K = rows.shape[1]
     lanes = width(rows)
@@ -128,7 +130,7 @@ def best_rows(sequence, length, initial, panels, table, rows, index, score, path
     wide = (K + columns - 1) // columns * columns
     padded = (K + 3) // 4 * 4
     lowest = rows.dtype.type(-np.inf)
-    D = np.full((length + 1) * wide, lowest, rows.dtype)
+    D[:wide] = lowest
     for t in range(length, steps):
         path[sequence, t] = -1
     if length == 0:

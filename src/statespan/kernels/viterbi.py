@@ -40,13 +40,24 @@ def _max_product(
         ends = [steps] * batch if lengths is None else lengths.clamp(0, steps).tolist()
         panels = shared.panels(log_table, -torch.inf, 2 * width)
         inputs = [x.numpy() for x in (log_initial, panels, into, rows, index)]
-        shared.parallel(lambda b: jit.best_rows(b, ends[b], *inputs, *outputs), batch, threads)
+
+        def one(b: int) -> None:
+            scores = shared.empty((ends[b] + 1) * -(-K // (2 * width)) * 2 * width, like=rows)
+            jit.best_rows(b, ends[b], *inputs, scores.numpy(), *outputs)
+
+        shared.parallel(one, batch, threads)
         return score, path.T
     order, lengths = shared.longest_first(lengths, steps, batch)
     panels = shared.panels(log_table, -torch.inf)
     inputs = [x.numpy() for x in (order, lengths, log_initial, panels, into, rows, index)]
     ranges = shared.pieces((batch + width - 1) // width, 4 * threads if threads > 1 else 1)
-    shared.parallel(lambda i: jit.best_lanes(*ranges[i], *inputs, *outputs), len(ranges), threads)
+
+    def some(i: int) -> None:
+        first, last = ranges[i]
+        scores = shared.empty(int(inputs[1][first * width]) * shared.padded(K) * width, like=rows)
+        jit.best_lanes(first, last, *inputs, scores.numpy(), *outputs)
+
+    shared.parallel(some, len(ranges), threads)
     return score, path.T
 
 
