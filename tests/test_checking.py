@@ -223,7 +223,7 @@ def test_a_true_linear_model_is_consistent_and_a_wrong_one_is_not():
     assert abs(found.surprise - found.expected_surprise[0]) < 4 * found.expected_surprise[1]
     assert min(found.tests()["p"]) > 0.001
     assert low == pytest.approx(stats.chi2.ppf(0.0005, 1500) / 1500)
-    assert "normalised innovation squared" in str(found)
+    assert "nis 0.9957" in str(found)
     proud = ss.linear_gaussian(dynamics=[[0.9]], state_noise=[[0.2]], observation=[[1.0]], observation_noise=[[1.0]])
     wrong = ss.check(proud, y, states=states)
     assert float(wrong.nis.nanmean()) > wrong.nis_band(0.999)[1]
@@ -262,3 +262,85 @@ def test_the_picture_of_a_normal_state_has_nis_and_the_cumulated_sum():
     found = ss.check(model, y)
     titles = [axes.get_title() for axes in found.plot().axes]
     assert titles[-2:] == ["normalised innovation squared", "cumulated sum"]
+
+
+# ------------------------------------------------------------------------------------------------- verdicts
+
+
+def test_verdicts_are_calibrated_where_the_model_is_true():
+    """Of 25 sequences of symbols from the model, whose residuals are drawn, each test calls out a few."""
+    symbols = ss.hmm(
+        initial=[0.5, 0.5],
+        transition=[[0.9, 0.1], [0.2, 0.8]],
+        emission=ss.Categorical(probs=[[0.6, 0.3, 0.1], [0.1, 0.2, 0.7]]),
+    )
+    called: dict[str, int] = {}
+    for y in symbols.sample(25, 60, seed=5)[1]:
+        found = ss.check(symbols, y, simulations=10).verdicts()
+        for test, of, verdict in zip(found["test"], found["of"], found["verdict"], strict=True):
+            called[test + of] = called.get(test + of, 0) + (verdict != "fits")
+    assert len(called) == 9 and max(called.values()) <= 5 and sum(called.values()) >= 2, called
+
+
+def test_verdicts_name_what_is_wrong():
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    y = torch.special.ndtri((order.double() + 0.5) / 400)
+    white = ss.hmm(initial=[1.0], transition=[[1.0]], emission=ss.Gaussian(mean=[[0.0]], covariance=[[[1.0]]]))
+
+    def wrong(y: torch.Tensor) -> set[str]:
+        found = ss.check(white, y).verdicts(["flow"])
+        assert found["of"][1] == "flow"
+        return {m for m, v in zip(found["means"], found["verdict"], strict=True) if v == "does not fit"}
+
+    assert not wrong(y)
+    assert "forecasts are too low" in wrong(y + 0.3)
+    assert "forecasts are too sure: their intervals are too narrow" in wrong(1.5 * y)
+    assert "the data surprise the model less than it expects: its noise is too wide" in wrong(0.5 * y)
+    assert "errors depend on those before: some movement is missing" in wrong((y[1:] + y[:-1]) / 2**0.5)
+    assert "the level drifts from where it is forecast" in wrong(torch.cat([y[:200] - 0.5, y[200:] + 0.5]))
+    assert "the size of errors changes in time" in wrong(torch.cat([0.6 * y[:200], 1.3 * y[200:]]))
+    assert any("another shape" in m for m in wrong(-torch.special.ndtr(-y).log() - 1))
+    proud = ss.linear_gaussian(dynamics=[[0.9]], state_noise=[[0.2]], observation=[[1.0]], observation_noise=[[1.0]])
+    states, seen = ss.linear_gaussian(
+        dynamics=[[0.9]], state_noise=[[1.0]], observation=[[1.0]], observation_noise=[[1.0]]
+    ).sample(5, 50, seed=3)
+    found = ss.check(proud, seen, states=states).verdicts()
+    assert found["test"][1:3] == ["nis", "nees"] and found["verdict"][1:3] == ["does not fit"] * 2
+    assert found["value"][2] == pytest.approx(float(ss.check(proud, seen, states=states).nees.mean()))
+
+
+def test_the_levels_of_cumulated_sums_are_those_of_their_lines():
+    from statespan.checks.significance import cusum, cusum_squares
+
+    w = torch.randn(60, generator=torch.Generator().manual_seed(3)).double()
+    for sums in (cusum, cusum_squares):
+        for level in (0.9, 0.95, 0.99):
+            for drift in torch.linspace(0.01, 2.5, 200).tolist():
+                line = sums(w * (1 + drift * torch.linspace(0, 1, 60)) + drift / 8, level)
+                if abs(line.reach - 1) > 0.03:
+                    assert line.crossed == (line.p < 1 - level)
+
+
+def test_given_steps_are_filtered_and_not_checked():
+    model = truth()
+    y = [model.sample(None, n, seed=n)[1] for n in (20, 35)]
+    whole, found = ss.check(model, y), ss.check(model, y, skip=12)
+    assert found.sequence.tolist() == [0] * 8 + [1] * 23
+    kept = [t for t in range(55) if 12 <= t < 20 or t >= 32]
+    assert_close(found.residuals, whole.residuals[kept])
+    probs = torch.cat([p[12:] for p in model.smooth(y).probs])
+    assert_close(found.occupancy[0], probs.mean(0))
+    assert sum(float(x.sum()) for x in found.dwell[0]) == 31
+    with pytest.raises(ss.StatespanError, match="the shortest sequence has 20"):
+        ss.check(model, y, skip=20)
+
+
+def test_a_wide_start_is_settled_first():
+    counts = torch.poisson(torch.full((40,), 7.0).double(), generator=torch.Generator().manual_seed(0))
+    model = ss.generalised_linear(ss.level(variance=0.001) + ss.seasonal(4, variance=0.001), "poisson")
+    y = counts.clone()
+    y[1] = math.nan
+    found = ss.check(model, y)
+    assert len(found.residuals) == 40 - 5  # a level and three of a season, one of them not seen at first
+    expected, deviation = found.expected_surprise
+    assert 1 < expected < 5 and deviation < 3 and abs(found.surprise - expected) < 3 * deviation

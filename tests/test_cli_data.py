@@ -425,3 +425,20 @@ def test_on_a_screen_a_table(statespan, weather, model, monkeypatch, capsys):  #
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     code, out, _ = call(monkeypatch, capsys, "decode", model, weather)
     assert code == 0 and "70 rows; --out FILE keeps them all" in out and "..." in out
+
+
+def test_check_says_what_does_not_fit(statespan, refused, weather, model):  # noqa: F811
+    options = ("--sequence", "city", "--time", "date")
+    code, out, err = statespan("check", model, weather, *options, "--plot", "check.png")
+    found = rows(out)
+    assert code == 0 and Path("check.png").stat().st_size > 10_000
+    assert {row["test"] for row in found} >= {"surprise", "ljung-box", "jarque-bera", "cusum", "occupancy"}
+    assert {row["of"] for row in found} == {"", "temp", "wind", "state 0", "state 1"}
+    expected = ss.check(ss.load(model), arrays(weather, ("temp", "wind")), 50)
+    assert float(found[0]["value"]) == pytest.approx(expected.surprise)
+    wrong = sum(row["verdict"] == "does not fit" for row in found)
+    assert err.startswith("note: tests that speak" if wrong else "note: no test of")
+    code, out, _ = statespan("check", model, weather, *options, "--skip", 10, "--json")
+    assert code == 0 and json.loads(out)[0]["test"] == "surprise"
+    assert "the shortest sequence has 20" in refused("check", model, weather, *options, "--skip", 20)
+    assert "--skip -1" in refused("check", model, weather, *options, "--skip", -1)

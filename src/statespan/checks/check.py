@@ -195,20 +195,21 @@ class Check(NamedTuple):
             for test, of, value, low, high, p, verdict, means in rows
         )
 
-    def plot(self, column: int = 0) -> Any:
+    def plot(self, column: int = 0, name: str = "") -> Any:
         """Draw the residuals in time, their quantiles, histogram and autocorrelation, occupancy and dwell times.
 
         Where the state is no finite one: NIS in time, and the cumulated sum of the residuals (`cusum`).
 
         Args:
             column: which coordinate.
+            name: what it is called.
 
         Returns:
             The matplotlib figure.
         """
         from statespan.plots.checking import plot_check
 
-        return plot_check(self, column)
+        return plot_check(self, column, name)
 
 
 def check(

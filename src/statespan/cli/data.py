@@ -54,10 +54,10 @@ Seed = Annotated[int, typer.Option(help="Makes the answer repeatable.")]
 def add(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     for command in (fit, score, filter, smooth, decode, forecast, impute, sample, compare):
-        app.command()(_without_gradients(command))
+        app.command()(without_gradients(command))
 
 
-def _without_gradients(command: Callable[..., None]) -> Callable[..., None]:
+def without_gradients(command: Callable[..., None]) -> Callable[..., None]:
     """The command with no graph kept of what it computes; fitting asks for one itself."""
 
     @wraps(command)
@@ -114,7 +114,7 @@ def deliver(frame: Any, out: Path | None, as_json: bool) -> None:
         write(frame, out)
 
 
-def _ask(
+def ask(
     model: Path,
     data: Path,
     columns: str,
@@ -342,7 +342,7 @@ def score(
     from statespan.cli import frames
     from statespan.plots import plot_surprise
 
-    asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     with located(asked.data):
         posterior = asked.model.filter(asked.y, inputs=asked.inputs)
     frame = frames.surprises if each_step else frames.scores
@@ -369,7 +369,7 @@ def filter(
 
     statespan filter model.safetensors weather.csv --out states.csv
     """
-    asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     with located(asked.data):
         _believe(asked, asked.model.filter(asked.y, inputs=asked.inputs))
 
@@ -391,7 +391,7 @@ def smooth(
 
     statespan smooth model.safetensors weather.csv --plot states.png
     """
-    asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     with located(asked.data):
         _believe(asked, asked.model.smooth(asked.y, inputs=asked.inputs))
 
@@ -427,7 +427,7 @@ def decode(
 
     if paths is not None and paths < 1:
         raise StatespanError(f"--paths {paths}: ask for at least one")
-    asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     try:
         with located(asked.data):
             found = asked.model.decode(asked.y, k=paths, inputs=asked.inputs)
@@ -472,7 +472,7 @@ def forecast(
     from statespan.plots import plot_forecast
 
     levels = frames.quantile_list(quantiles)
-    asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     _check_future(future, asked.data.columns.inputs, "forecast")
     coming = None if future is None else read_ahead(future, asked.data, steps)
     with located(asked.data):
@@ -520,7 +520,7 @@ def impute(
     from statespan.cli import frames
     from statespan.plots import plot_imputed
 
-    asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
     with located(asked.data):
         filled = asked.model.impute(asked.y, inputs=asked.inputs)
     asked.answer(
@@ -559,7 +559,7 @@ def sample(
     from statespan.tables import Columns as Names
 
     if data is not None:
-        asked = _ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+        asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
         with located(asked.data):
             drawn = asked.model.sample_posterior(asked.y, n=n, seed=seed, inputs=asked.inputs)
         one = drawn[asked.sequence].transpose(0, 1)

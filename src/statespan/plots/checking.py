@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from statespan.checks.check import Check
 
 
-def plot_check(found: "Check", column: int = 0) -> Any:
+def plot_check(found: "Check", column: int = 0, name: str = "") -> Any:
     """Draw a check: residuals in time, quantiles, histogram, autocorrelation, occupancy, dwell times.
 
     Of a model with a normal state the last two are NIS and the cumulated sum of the first sequence's residuals.
@@ -21,6 +21,7 @@ def plot_check(found: "Check", column: int = 0) -> Any:
     Args:
         found: what `check` returned.
         column: which coordinate.
+        name: what it is called.
 
     Returns:
         The matplotlib figure.
@@ -62,6 +63,7 @@ def plot_check(found: "Check", column: int = 0) -> Any:
         axes[1, 2].set_axis_off()
     expected, deviation = found.expected_surprise
     said = f"surprise {found.surprise:.3f} nats a step, {expected:.3f} ± {deviation:.3f} expected"
+    said = f"{name}; {said}" if name else said
     figure.suptitle(said, fontsize="medium", color=QUIET, x=0.02, ha="left")
     return figure
 
@@ -132,7 +134,7 @@ def plot_cusum(
         'cumulated sum of squares'
     """
     line, axes = found.cusum(column, sequence, squares, level), new(axes)
-    steps, value, lower, upper = (numbers(x) for x in line)
+    steps, value, lower, upper = (numbers(x) for x in line[:4])
     axes.fill_between(steps, lower, upper, color=HAIR, linewidth=0, label=f"{level:.0%} of sums stay inside")
     if not squares:
         axes.axhline(0, color=QUIET, linewidth=0.8)
