@@ -1,7 +1,7 @@
 """The door: data come in any form, inside they are padded tensors with time first, answers go back as they came."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -181,10 +181,8 @@ def read(
     """
     rows, layout = _rows(y, event, lengths, "y")
     ends = torch.tensor(layout.lengths)
-    column = (lambda x: x[:, None] if x.dim() == 1 else x) if event.rank else lambda x: x
-    flat = torch.cat([column(torch.as_tensor(row)) for row in rows])  # a thousand short rows are checked as one array
-    place = partial(_place, ends)
-    value, there = _symbols(flat, place, event.symbols) if event.symbols is not None else _reals(flat, place)
+    flat, place = _end_to_end(rows, event.rank), partial(_place, ends)
+    value, there = _symbols(flat, place, event.symbols) if event.symbols is not None else _reals(flat, place, dtype)
     if event.support is not None:
         _check_support(value, there, event.support, place)
     batch = _lay_out(value, ends).to(device)
@@ -208,7 +206,18 @@ def read(
     return data, layout
 
 
-def _companions(x: Any, layout: Layout, name: str) -> list[Tensor]:
+def _end_to_end(rows: list[Any], rank: int) -> Tensor:
+    """All rows as one array, numbers as columns where a step is a vector: a thousand are converted and checked at once.
+
+    Always a copy, so that what a user gave stays the user's.
+    """
+    rows = [row[:, None] if row.ndim == 1 else row for row in rows] if rank else rows
+    if all(isinstance(row, np.ndarray) for row in rows):
+        return torch.as_tensor(np.concatenate(rows))
+    return torch.cat([torch.as_tensor(row) for row in rows])
+
+
+def _companions(x: Any, layout: Layout, name: str) -> list[Any]:
     """Inputs or labels that go with y, one array a sequence: the same form, the same lengths."""
     if layout.single:
         rows = [_numbers(x, name, 0)]
@@ -223,58 +232,56 @@ def _companions(x: Any, layout: Layout, name: str) -> list[Tensor]:
             f"{name} has lengths {_short(found)} where y has {_short(layout.lengths)}; "
             "give one entry for every step of y"
         )
-    return [torch.as_tensor(row) for row in rows]
+    return rows
 
 
 def _inputs(x: Any, layout: Layout) -> Tensor:
     """(T, B, U) reals."""
-    rows = [row[:, None] if row.dim() == 1 else row for row in _companions(x, layout, "inputs")]
-    for i, row in enumerate(rows):
-        if row.dim() != 2 or row.shape[1] != rows[0].shape[1]:
-            raise StatespanError(
-                f"inputs: sequence {i} is {tuple(row.shape)} where sequence 0 is {tuple(rows[0].shape)}; "
-                "give (T, U) with the same U for every sequence"
-            )
-        if bool((~row.isfinite()).any()):
-            t = int((~row.isfinite()).nonzero()[0, 0])
-            raise StatespanError(
-                f"inputs: sequence {i}, step {t} is not finite; an input cannot be missing, fill it first"
-            )
-    return _pad(rows)
+    rows = _companions(x, layout, "inputs")
+    widths = [1 if row.ndim == 1 else row.shape[1] if row.ndim == 2 else None for row in rows]
+    if None in widths or len(set(widths)) > 1:
+        i = next(i for i, width in enumerate(widths) if width is None or width != widths[0])
+        raise StatespanError(
+            f"inputs: sequence {i} is {tuple(rows[i].shape)} where sequence 0 is {tuple(rows[0].shape)}; "
+            "give (T, U) with the same U for every sequence"
+        )
+    flat, ends = _end_to_end(rows, 1), torch.tensor(layout.lengths)
+    if not bool(flat.isfinite().all()):
+        at = int((~flat.isfinite()).nonzero()[0, 0])
+        raise StatespanError(f"inputs: {_place(ends, at)} is not finite; an input cannot be missing, fill it first")
+    return _lay_out(flat, ends)
 
 
 def _labels(x: Any, layout: Layout) -> Tensor:
     """(T, B) integers, -1 unknown; or (T, B, K) bool."""
-    rows = _companions(x, layout, "states")
-    if all(row.dim() == 2 and row.dtype == torch.bool for row in rows):
-        for i, row in enumerate(rows):
-            if not bool(row.any(-1).all()):
-                t = int((~row.any(-1)).nonzero()[0, 0])
-                raise StatespanError(f"states: sequence {i}, step {t} allows no state; allow at least one")
-        return _pad(rows, 1)
-    for i, row in enumerate(rows):
-        if row.dim() != 1:
-            raise StatespanError(
-                f"states: sequence {i} has {row.dim()} dimensions of {row.dtype}; give one label for every step, or "
-                "True and False for every step and state"
-            )
-    ends = torch.tensor(layout.lengths)
-    return _lay_out(_whole(torch.cat(rows), lambda at: f"states: {_place(ends, at)}"), ends, -1)
+    rows, ends = _companions(x, layout, "states"), torch.tensor(layout.lengths)
+    flat = _end_to_end(rows, 0) if len({tuple(row.shape[1:]) for row in rows}) == 1 else None
+    if flat is not None and flat.dim() == 2 and flat.dtype == torch.bool:
+        if not bool(flat.any(-1).all()):
+            at = int((~flat.any(-1)).nonzero()[0, 0])
+            raise StatespanError(f"states: {_place(ends, at)} allows no state; allow at least one")
+        return _lay_out(flat, ends, 1)
+    if flat is None or flat.dim() != 1:
+        i = next(i for i, row in enumerate(rows) if row.ndim != 1)
+        raise StatespanError(
+            f"states: sequence {i} has {rows[i].ndim} dimensions of {rows[i].dtype}; give one label for every step, or "
+            "True and False for every step and state"
+        )
+    return _lay_out(_whole(flat, lambda at: f"states: {_place(ends, at)}"), ends, -1)
 
 
 def _weights(x: Any, layout: Layout) -> tuple[Tensor | None, Tensor | None]:
     """One number a sequence, (B,), or one a step, (T, B)."""
     ragged = isinstance(x, (list, tuple)) and any(_rank(row) for row in x)
-    whole = None if ragged or layout.single else torch.as_tensor(_numbers(x, "weights", 0))
-    if whole is not None and whole.dim() == 1 and len(whole) == len(layout.lengths):
-        rows = [whole]
-    else:
-        whole, rows = None, _companions(x, layout, "weights")
+    numbers = None if ragged or layout.single else _numbers(x, "weights", 0)
+    whole = numbers is not None and numbers.ndim == 1 and len(numbers) == len(layout.lengths)
+    rows: list[Any] = [numbers] if whole else _companions(x, layout, "weights")
     for i, row in enumerate(rows):
-        if row.dim() != 1 or not bool((row.isfinite() & (row >= 0)).all()):
-            place = "weights" if whole is not None else f"weights: sequence {i}"
+        if row.ndim != 1 or not bool((row >= 0).all() and (row < math.inf).all()):
+            place = "weights" if whole else f"weights: sequence {i}"
             raise StatespanError(f"{place}: give one number, 0 or more, for every sequence or for every step")
-    return (whole, None) if whole is not None else (None, _pad(rows))
+    flat = _end_to_end(rows, 0)
+    return (flat, None) if whole else (None, _lay_out(flat, torch.tensor(layout.lengths)))
 
 
 def _rows(y: Any, event: Event, lengths: Any, name: str) -> tuple[list[Any], Layout]:
@@ -291,8 +298,7 @@ def _rows(y: Any, event: Event, lengths: Any, name: str) -> tuple[list[Any], Lay
             if lengths is not None:
                 raise StatespanError(f"lengths= goes with a padded {name}; a list of sequences has its own")
             rows = [_row(x, event, name, i) for i, x in enumerate(y)]
-            for i, row in enumerate(rows):
-                _check_row(row, event, f"{name}: sequence {i}")
+            _check_rows(rows, event, name)
             return rows, Layout(False, True, [len(row) for row in rows])
     array = _numbers(y, name, 0)
     rank = array.ndim
@@ -317,10 +323,9 @@ def _rows(y: Any, event: Event, lengths: Any, name: str) -> tuple[list[Any], Lay
     for i, n in enumerate(ends):
         if not 0 < n <= array.shape[1]:
             raise StatespanError(f"lengths[{i}] is {n}; it must lie between 1 and {array.shape[1]}")
-        _check_row(array[i, :n], event, f"{name}: sequence {i}")
     rows = [array[i, :n] for i, n in enumerate(ends)]
-    layout = Layout(False, False, ends)
-    return rows, layout
+    _check_rows(rows, event, name)
+    return rows, Layout(False, False, ends)
 
 
 def _rank(x: Any) -> int:
@@ -342,15 +347,14 @@ def _row(x: Any, event: Event, name: str, i: int) -> np.ndarray | Tensor:
 
 def _numbers(x: Any, name: str, i: int) -> np.ndarray | Tensor:
     """A numeric array; None becomes NaN."""
-    if isinstance(x, Tensor):
+    if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind in "iufb"):
         return x
     convert = getattr(x, "to_numpy", None)  # pandas and polars
     x = x if convert is None else convert()
     try:
         array = np.asarray(x)
-        if array.dtype == object:
+        if array.dtype.kind == "O":
             array = array.astype(np.float64)
-        array = array if array.flags.writeable else array.copy()  # torch warns of memory that it must not write
     except (TypeError, ValueError):
         array = np.asarray(["?"])
     if array.dtype.kind not in "iufb":
@@ -359,6 +363,14 @@ def _numbers(x: Any, name: str, i: int) -> np.ndarray | Tensor:
             "encode words with a Vocabulary, and give ragged data as a list of sequences"
         )
     return array
+
+
+def _check_rows(rows: list[Any], event: Event, name: str) -> None:
+    """Every one of many, each by itself only if one is not as it should be."""
+    shape = (event.dim,) if event.rank else ()
+    if not all(row.ndim and len(row) and row.shape[1:] == shape for row in rows):
+        for i, row in enumerate(rows):
+            _check_row(row, event, f"{name}: sequence {i}")
 
 
 def _check_row(row: Any, event: Event, place: str) -> None:
@@ -406,13 +418,21 @@ def _symbols(row: Tensor, place: Callable[[int], str], symbols: int) -> tuple[Te
     return x.clamp(min=0), x >= 0
 
 
-def _reals(x: Tensor, place: Callable[[int], str]) -> tuple[Tensor, Tensor]:
-    """(N, D) reals with NaN made 0, and where they are there; infinities are refused."""
+def _reals(x: Tensor, place: Callable[[int], str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(N, D) reals with NaN made 0, and where they are there; what is infinite, or its square, is refused."""
     x = x if x.is_floating_point() else x.double()
-    if bool(x.isinf().any()):
-        at = int(x.isinf().nonzero()[0, 0])
-        raise StatespanError(f"{place(at)}: an infinite value; use NaN for a missing one")
-    return x.nan_to_num(0.0), ~x.isnan()
+    fine = x.abs() <= torch.finfo(dtype).max ** 0.5
+    if bool(fine.all()):
+        return x, fine
+    there = ~x.isnan()
+    if bool((there & ~fine).any()):
+        at, column = (there & ~fine).nonzero()[0].tolist()
+        value = float(x[at, column])
+        what = "an infinite value; use NaN for a missing one"
+        if abs(value) < float("inf"):
+            what = f"{value:g} is too large, as its square is infinite in {dtype}; divide the data by a constant"
+        raise StatespanError(f"{place(at)}, column {column}: {what}")
+    return torch.where(there, x, 0.0), there
 
 
 def _lay_out(flat: Tensor, ends: Tensor, value: int = 0) -> Tensor:
@@ -420,10 +440,10 @@ def _lay_out(flat: Tensor, ends: Tensor, value: int = 0) -> Tensor:
     longest, batch = int(ends.max()), len(ends)
     if len(flat) == longest * batch:
         return flat.view(batch, longest, *flat.shape[1:]).transpose(0, 1).contiguous()
-    out = flat.new_full((longest, batch, *flat.shape[1:]), value)
-    t = torch.arange(len(flat)) - (ends.cumsum(0) - ends).repeat_interleave(ends)
-    out[t, torch.arange(batch).repeat_interleave(ends)] = flat
-    return out
+    out = flat.new_full((longest * batch, *flat.shape[1:]), value)
+    start = torch.arange(batch) - (ends.cumsum(0) - ends) * batch
+    at = start.repeat_interleave(ends) + torch.arange(len(flat)) * batch  # step t of sequence b goes to row t B + b
+    return out.index_copy_(0, at.to(flat.device), flat).view(longest, batch, *flat.shape[1:])
 
 
 def _check_support(x: Tensor, there: Tensor, support: Support, place: Callable[[int], str]) -> None:
@@ -434,13 +454,6 @@ def _check_support(x: Tensor, there: Tensor, support: Support, place: Callable[[
             f"{place(at)}, column {column}: {float(x[at, column]):g} is impossible here; this emission is of "
             f"{support.what}: correct the value, or make it NaN for missing"
         )
-
-
-def _pad(rows: Sequence[Tensor], value: int = 0) -> Tensor:
-    """Ragged rows to (T, B, ...)."""
-    if len({len(row) for row in rows}) == 1:
-        return torch.stack(list(rows), 1)
-    return torch.nn.utils.rnn.pad_sequence(list(rows), padding_value=value)
 
 
 def _short(values: list[int]) -> str:
