@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from statespan.errors import StatespanError
+from statespan.kernels import diagonal_normal
 from statespan.part import FiniteEmission, Generative, Part
 from statespan.parts.emissions.common import spread_out
 from statespan.parts.emissions.normal import floored
@@ -153,9 +154,33 @@ class Gaussian(Part, FiniteEmission, Generative):
                 out = out.index_copy(0, rows, _log_normal(flat[rows][:, pattern], self.mean[:, pattern], inverse))
         return out.view(*y.shape[:-1], len(self.mean))
 
+    def likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Any) -> tuple[Tensor, Tensor]:
+        """By one loop where the covariance is diagonal."""
+        if not (self.plain and diagonal_normal.usable(y, self.mean, self.log_diagonal)):
+            return super().likelihood(y, u, observed, constants)
+        value, log_scale = self._by_rows(y, observed, scaling=True)
+        return value.view(*y.shape[:-1], -1), log_scale.view(y.shape[:-1])
+
+    def _by_rows(self, y: Tensor, observed: Tensor | None, scaling: bool) -> tuple[Tensor, Tensor]:
+        log_scale = self.log_diagonal.expand_as(self.mean)
+        return diagonal_normal.densities(*self._rows(y, observed), self.mean, log_scale, scaling)
+
+    def _rows(self, y: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Rows (N, D), and where some coordinates are missing which are there; rows that are wholly missing stay."""
+        mask = None if observed is None or observed.dim() == 2 else observed.reshape(-1, self.dim)
+        return y.reshape(-1, self.dim), mask
+
     def _log_plain(self, y: Tensor, observed: Tensor | None) -> Tensor:
-        """One matrix product of (y - c)^2, y - c and 1 about a common centre c with what the states say of them."""
-        x, mask, centre = self._centred(y, observed)
+        """By one loop, or where a gradient is asked for by one matrix product.
+
+        That is of (y - c)^2, y - c and 1, about a common centre c, with what the states say of them.
+        """
+        if diagonal_normal.usable(y, self.mean, self.log_diagonal):
+            return self._by_rows(y, observed, scaling=False)[0].view(*y.shape[:-1], -1)
+        rows, there = self._rows(y, observed)
+        centre = self.mean.detach().mean(0)
+        x = rows - centre if there is None else torch.where(there, rows - centre, 0.0)
+        mask = None if there is None else there.to(x)
         mean, log_scale = self.mean - centre, self.log_diagonal.expand_as(self.mean)
         precision = (-2 * log_scale).exp()
         rest = 0.5 * mean.square() * precision + log_scale + 0.5 * math.log(2 * math.pi)
@@ -167,17 +192,6 @@ class Gaussian(Part, FiniteEmission, Generative):
         rest = rest.sum(-1, keepdim=True) if mask is None else rest
         matrix = torch.cat([-0.5 * precision, mean * precision, -rest], 1)
         return (_features(x, mask) @ matrix.T).view(*y.shape[:-1], -1)
-
-    def _centred(self, y: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Rows (N, D) about the middle of the states, 0 where missing; which coordinates are there; the middle."""
-        centre = self.mean.detach().mean(0)
-        x = y.reshape(-1, self.dim) - centre
-        if observed is None:
-            return x, None, centre
-        if observed.dim() == 2:
-            return torch.where(observed.reshape(-1, 1), x, 0.0), None, centre
-        mask = observed.reshape(-1, self.dim)
-        return torch.where(mask, x, 0.0), mask.to(x), centre
 
     def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
         """The distribution of y given states z."""
@@ -247,26 +261,12 @@ class Gaussian(Part, FiniteEmission, Generative):
         return self.Stats(*(torch.stack(sums) for sums in zip(*each, strict=True)))
 
     def _plain_sums(self, y: Tensor, weights: Tensor, observed: Tensor | None) -> "Gaussian.Stats":
-        """Sums of a diagonal covariance's, by matrix products; a missing coordinate counts by its mean and variance."""
-        x, mask, centre = self._centred(y, observed)
-        mean, variance = self.mean - centre, self.variance
+        """Sums of a diagonal covariance's; a missing coordinate counts by its mean and variance."""
+        rows, mask = self._rows(y, observed)
         if mask is not None:
             weights = torch.where(mask.any(-1, keepdim=True), weights, 0.0)
-        w = weights.T
-        if _loses(x, mean, 1 / variance):
-            each = []
-            for k, m in enumerate(mean):
-                about = x - m if mask is None else (x - m) * mask
-                each.append((w[k] @ about, w[k] @ about.square()))
-            first, second = (torch.stack(sums) for sums in zip(*each, strict=True))
-            counted = w.sum(-1, keepdim=True) if mask is None else w @ mask
-        else:
-            sums = w @ _features(x, mask)
-            second, first, counted = sums.split([self.dim, self.dim, sums.shape[1] - 2 * self.dim], 1)
-            second = second - 2 * mean * first + counted * mean.square()
-            first = first - counted * mean
-        whole = counted[:, 0] if mask is None else w.sum(-1)
-        return self.Stats(whole, first, second + (whole[:, None] - counted) * variance)
+        whole, counted, first, second = diagonal_normal.sums(rows, mask, self.mean, weights)
+        return self.Stats(whole, first, second + (whole[:, None] - counted) * self.variance)
 
     @torch.no_grad()
     def maximize(self, stats: "Gaussian.Stats") -> None:
