@@ -22,6 +22,13 @@ class Posterior(NamedTuple):
         layout: how the question was put.
         steps: (N, T) log p(y_t | y_<t) of every step, zero where nothing is observed; in the question's form.
         belief: the belief at each sequence's own end, to carry on from; None for a smoothed posterior.
+
+    Example:
+        >>> import statespan as ss
+        >>> model = ss.hmm(states=2, emission=ss.Gaussian(dim=1), seed=0)
+        >>> posterior = model.smooth([0.1, float("nan"), 2.0])
+        >>> posterior.probs.shape, posterior.log_prob.shape, posterior.exact
+        (torch.Size([3, 2]), torch.Size([]), True)
     """
 
     values: Mapping[str, Any]
@@ -125,9 +132,16 @@ class Forecast(NamedTuple):
 
     Args:
         distribution: of y at each step ahead, batch shape (N, steps); exact unless `exact` is False.
-        samples: (S, N, steps, ...) sampled futures.
+        draws: (S, N, steps, ...) sampled futures; `samples` gives them in the question's form.
         layout: how the question was put.
         exact: whether `distribution` is exact; otherwise it is a mixture over the samples' states.
+
+    Example:
+        >>> import statespan as ss
+        >>> model = ss.hmm(states=2, emission=ss.Gaussian(dim=1), seed=0)
+        >>> ahead = model.forecast([0.1, 2.0], steps=3)
+        >>> ahead.mean.shape, ahead.quantile([0.1, 0.9]).shape, ahead.exact
+        (torch.Size([3, 1]), torch.Size([2, 3, 1]), True)
     """
 
     distribution: Distribution

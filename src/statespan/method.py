@@ -330,6 +330,14 @@ def scan(
         length: T.
         batch: B.
         belief: the belief carried in, about the step before the first; None starts from the initial part.
+
+    Example:
+        >>> import statespan as ss
+        >>> model = ss.hmm(states=2, emission=ss.Categorical(3), seed=0)
+        >>> data = ss.Sequences(y=torch.tensor([[0, 1], [2, 2], [1, 0]]))  # (T, B)
+        >>> prepared = prepare(model, ss.Forward(), data)
+        >>> [step.log_prob.shape for step in ss.scan(model, ss.Forward(), prepared, *data.shape)]
+        [torch.Size([2]), torch.Size([2]), torch.Size([2])]
     """
     moves, likelihoods = unstack(prepared.moves, length), unstack(prepared.likelihoods, length)
     for move, likelihood in zip(moves, likelihoods, strict=True):
@@ -363,6 +371,14 @@ def run(
 
     Returns:
         A `Trace` with the fields asked for; log_prob is (T, B) float64, zero past each sequence's end.
+
+    Example:
+        >>> import statespan as ss
+        >>> model = ss.hmm(states=2, emission=ss.Categorical(3), seed=0)
+        >>> data = ss.Sequences(y=torch.tensor([[0, 1], [2, 2], [1, 0]]))  # (T, B)
+        >>> trace = ss.run(model, ss.Forward(), data, keep=("filtered", "log_prob"))
+        >>> trace.filtered.probs.shape, trace.log_prob.shape
+        (torch.Size([3, 2, 2]), torch.Size([3, 2]))
     """
     length, batch = data.shape
     if prepared is None:

@@ -29,6 +29,14 @@ class Part(nn.Module):
 
     A subclass is known by name from then on, so that `save` writes the name and the `recipe`, and `load` makes the
     part again without running code from the file.
+
+    Example:
+        >>> import statespan as ss
+        >>> counts = ss.Poisson(dim=2)
+        >>> counts.sized(3).rate.shape
+        torch.Size([3, 2])
+        >>> ss.Poisson(rate=[[1.0], [9.0]]).recipe()[0][:2]
+        (1, 2)
     """
 
     _arguments: tuple[tuple, dict[str, Any]]

@@ -28,6 +28,11 @@ class Sequences(NamedTuple):
         powers: (T, B) how many times each observation counts, as a power of its density; None: once.
         past: what came just before, for an emission that looks back P steps: values (B, P, D), the latest first, and
             whether each is known, (B, P) bool; None: nothing did.
+
+    Example:
+        >>> data, _ = read([[0, 2, 1], [1, None]], Event(0, symbols=3))
+        >>> data.y.T.tolist(), data.lengths.tolist(), data.present.T.tolist()
+        ([[0, 2, 1], [1, 0, 0]], [3, 2], [[True, True, True], [True, False, False]])
     """
 
     y: Tree = None

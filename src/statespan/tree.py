@@ -11,7 +11,12 @@ Tree = Any
 
 
 class Shared(NamedTuple):
-    """A value that is the same at every time step: handed whole to each step, never expanded over time."""
+    """A value that is the same at every time step: handed whole to each step, never expanded over time.
+
+    Example:
+        >>> unstack(Shared("table"), 3)
+        ['table', 'table', 'table']
+    """
 
     value: Any
 

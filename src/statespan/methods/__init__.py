@@ -38,8 +38,16 @@ DEFAULTS: tuple[type[Method], ...] = (
 def method_for(model: "StateSpace") -> Method:
     """The first method of `DEFAULTS` that accepts the model's parts.
 
+    Args:
+        model: a state space.
+
     Raises:
         StatespanError: none does; the message lists what each lacks.
+
+    Example:
+        >>> import statespan as ss
+        >>> type(ss.method_for(ss.lstm(vocabulary=3, width=4))).__name__
+        'Recurrent'
     """
     for method in DEFAULTS:
         if not lacks(method, model):

@@ -50,6 +50,9 @@ class Checkpointed(Method):
     Args:
         segment: steps a segment; None takes what makes about 8 million numbers of one.
 
+    Raises:
+        StatespanError: a segment below one step; an emission that looks back, or posterior paths asked for.
+
     Source:
         Griewank and Walther, "Algorithm 799: revolve", 2000; for hidden Markov models: Grice, Hughey and Speck 1997.
 

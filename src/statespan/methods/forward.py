@@ -52,6 +52,12 @@ class Forward(Method):
 
     Source:
         Rabiner 1989, section V.A (scaling); Buys, Bisk and Choi, equations 10 to 13.
+
+    Example:
+        >>> import statespan as ss
+        >>> model = ss.hmm(transition=[[0.9, 0.1], [0.2, 0.8]], emission=ss.Categorical(probs=[[0.8, 0.2], [0.1, 0.9]]))
+        >>> [round(p, 4) for p in model.filter([0, 0, 1], method=ss.Forward()).probs[:, 0].tolist()]
+        [0.8889, 0.9737, 0.6233]
     """
 
     accepts = ACCEPTS

@@ -133,6 +133,13 @@ class Kalman(Method):
 
     Source:
         Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, sections 6.3, 8.4, 12.2 and 12.4; de Jong 1991.
+
+    Example:
+        >>> import statespan as ss
+        >>> nile = ss.linear_gaussian(dynamics=[[1.0]], state_noise=[[1469.1]], observation=[[1.0]],
+        ...     observation_noise=[[15098.5]], initial_mean=[1000.0], initial_covariance=[[1e4]])
+        >>> nile.filter([1120.0, 1160.0, float("nan")], method=ss.Kalman()).mean[:, 0].round().tolist()
+        [1048.0, 1085.0, 1085.0]
     """
 
     accepts = (GaussianInitial, LinearPart, LinearPart)

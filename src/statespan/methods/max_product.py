@@ -24,8 +24,18 @@ class MaxProduct(Method):
     Args:
         k: how many paths to keep into each state.
 
+    Raises:
+        StatespanError: k below 1.
+
     Source:
         Viterbi 1967; Rabiner 1989, section III.B; the k best: Seshadri and Sundberg 1994, the list Viterbi algorithm.
+
+    Example:
+        >>> import statespan as ss
+        >>> model = ss.hmm(transition=[[0.9, 0.1], [0.2, 0.8]], emission=ss.Categorical(probs=[[0.8, 0.2], [0.1, 0.9]]))
+        >>> y = ss.Sequences(y=torch.tensor([[0], [1], [1]]))
+        >>> ss.run(model, ss.MaxProduct(k=2), y, keep=("paths",)).paths[0][:, 0].T.tolist()
+        [[0, 1, 1], [1, 1, 1]]
     """
 
     accepts = ACCEPTS

@@ -46,9 +46,20 @@ class ParticleFilter(Method):
         particles: N.
         resample: the threshold, between 0 (never) and 1 (always).
 
+    Raises:
+        StatespanError: no particles.
+
     Source:
         Gordon, Salmond and Smith 1993; Chopin and Papaspiliopoulos, An Introduction to Sequential Monte Carlo 2020,
         chapter 10; smoothing by backward weights, chapter 12.
+
+    Example:
+        >>> import statespan as ss
+        >>> y = [1.0, 0.4, float("nan"), -0.3]
+        >>> model = ss.linear_gaussian(state=2, observed=1, seed=0)
+        >>> found = model.filter(y, method=ss.ParticleFilter(500))
+        >>> found.samples.shape, found.exact
+        (torch.Size([4, 500, 2]), False)
     """
 
     accepts = (Generative, Generative, Generative)

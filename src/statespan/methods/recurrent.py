@@ -46,6 +46,12 @@ class Recurrent(Method):
 
     Source:
         Elman 1990; Buys, Bisk and Choi, equations 19 to 21.
+
+    Example:
+        >>> import statespan as ss
+        >>> network = ss.elman(vocabulary=3, width=4, seed=0)
+        >>> network.filter([0, 2, 1], method=ss.Recurrent()).state.shape
+        torch.Size([3, 4])
     """
 
     accepts = (CellInitial, CellTransition, CellEmission)

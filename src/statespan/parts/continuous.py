@@ -135,6 +135,10 @@ class Matern(Part, LinearPart, Generative):
 
     Source:
         Hartikainen and Sarkka 2010; Sarkka and Solin, Applied Stochastic Differential Equations 2019, section 12.3.
+
+    Example:
+        >>> Matern(smoothness=2.5).event.dim
+        3
     """
 
     event: Event

@@ -121,6 +121,9 @@ def left_to_right(states: int | None = None, skip: int = 1, concentration: Any =
         concentration: of the Dirichlet prior of `Dense`.
         sticky: of that prior.
 
+    Raises:
+        StatespanError: `skip` below 1.
+
     Source:
         Rabiner 1989, section IV.C, equations 48 and 49 (the Bakis model).
 
@@ -141,6 +144,9 @@ def banded(states: int | None = None, width: int = 1, concentration: Any = 1.0, 
         width: the greatest distance of a move.
         concentration: of the Dirichlet prior of `Dense`.
         sticky: of that prior.
+
+    Raises:
+        StatespanError: a negative width.
 
     Example:
         >>> (banded(3).probs > 0).int().tolist()

@@ -29,6 +29,10 @@ class NormalStart(Part, GaussianInitial, Generative):
 
     Args:
         dim: D.
+
+    Example:
+        >>> NormalStart(2).covariance.tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
 
     def __init__(self, dim: int):

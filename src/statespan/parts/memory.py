@@ -28,6 +28,9 @@ class Remembering(Part, FiniteTransition):
         first: the column of the inputs where the chain's begin.
         width: how many inputs the chain takes; 0 leaves the inputs as they are.
 
+    Raises:
+        StatespanError: a negative memory.
+
     Source:
         Hamilton, Time Series Analysis 1994, section 22.4, equation 22.4.6.
 

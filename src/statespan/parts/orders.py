@@ -24,6 +24,9 @@ class HigherOrder(Part, FiniteTransition):
         order: m.
         concentration: alpha of a Dirichlet prior on each row, one number, 1 or more.
 
+    Raises:
+        StatespanError: an order below 1, or a concentration below 1.
+
     Source:
         He, "Extended Viterbi algorithm for second order hidden Markov process", 1988; Thede and Harper 1999.
 

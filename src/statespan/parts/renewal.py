@@ -21,6 +21,9 @@ class ConstantHazard(Part):
     Args:
         rate: h, between 0 and 1; segments last 1 / h steps on average.
 
+    Raises:
+        StatespanError: a rate that is not strictly between 0 and 1.
+
     Source:
         Adams and MacKay, "Bayesian online changepoint detection", 2007, section 2.1.
 

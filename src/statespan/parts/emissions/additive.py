@@ -47,6 +47,9 @@ class AdditiveGaussian(AdditiveEmission, Part, Generative):
         contributions: a (K_c, D) for each chain, instead of `dim` and `chains`.
         floor: the least variance in any direction that the M-step gives.
 
+    Raises:
+        StatespanError: contributions or a covariance of the wrong shape, or a covariance of another name.
+
     Source:
         Ghahramani and Jordan, "Factorial hidden Markov models", 1997, equation 4 and appendix A.
 

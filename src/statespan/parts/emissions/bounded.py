@@ -33,6 +33,9 @@ class Beta(Part, ExponentialFamily, Generative):
         floor: one over the largest a or b that the M-step gives: without it a state that settles on one value has
             unbounded likelihood.
 
+    Raises:
+        StatespanError: one of the two concentrations is given without the other, or one is not above 0.
+
     Source:
         M-step: Newton on digamma(a) - digamma(a + b) = mean of log y and the same of 1 - y; Minka, "Estimating a
         Dirichlet distribution", 2000, section 1.
@@ -155,6 +158,9 @@ class VonMises(Part, ExponentialFamily, Generative):
         concentration: (K, D), positive; one over it is about the variance.
         floor: one over the largest concentration that the M-step gives: without it a state that settles on one
             direction has unbounded likelihood.
+
+    Raises:
+        StatespanError: one of loc and concentration is given without the other, or a concentration not above 0.
 
     Source:
         Mardia and Jupp, Directional Statistics 2000, section 5.3.1: I1(c) / I0(c) is the mean resultant length.

@@ -31,6 +31,9 @@ class Categorical(Part, FiniteEmission, Generative):
         concentration: alpha of a Dirichlet prior on each state's probabilities, one number, (V,) or (K, V), 1 or more:
             alpha - 1 is added to the expected counts.
 
+    Raises:
+        StatespanError: neither symbols nor probs; probs whose rows do not sum to one; a concentration below 1.
+
     Source:
         Rabiner 1989, section II; Buys, Bisk and Choi, equation 4.
 

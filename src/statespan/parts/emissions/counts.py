@@ -41,6 +41,9 @@ class Poisson(Part, ExponentialFamily, Generative):
             `lambdas_weight` + N, with N the weight of all states together; with its zeros it has no prior.)
         floor: the least rate the M-step gives, so that a state that saw only zeros can still see something else.
 
+    Raises:
+        StatespanError: a rate not above 0, or a prior without a mode.
+
     Source:
         Zucchini, MacDonald and Langrock, Hidden Markov Models for Time Series 2016, section 1.3 and 4.2.
 
@@ -112,6 +115,9 @@ class Bernoulli(Part, ExponentialFamily, Generative):
         prior: a and b of a Beta(a, b) prior on each probability, 1 or more: a - 1 is added to the expected ones, b - 1
             to the expected zeros.
         floor: how near to 0 or 1 the M-step lets a probability come.
+
+    Raises:
+        StatespanError: a probability not strictly between 0 and 1, or a prior without a mode.
 
     Source:
         Bishop, Pattern Recognition and Machine Learning 2006, section 9.3.3.
@@ -189,6 +195,9 @@ class Multinomial(Part, FiniteEmission, Generative):
         probs: (K, V), rows sum to one; instead of the sizes.
         concentration: alpha of a Dirichlet prior on each state's probabilities, one number, (V,) or (K, V), 1 or more:
             alpha - 1 is added to the expected counts.
+
+    Raises:
+        StatespanError: probs whose rows do not sum to one; a concentration below 1; drawing without trials.
 
     Source:
         Bishop, Pattern Recognition and Machine Learning 2006, section 2.2.
@@ -322,6 +331,9 @@ class NegativeBinomial(Part, FiniteEmission, Generative):
         total_count: r, (K, D), positive; with `probs`, instead of the sizes.
         probs: p, (K, D), strictly between 0 and 1.
         ceiling: the largest r the M-step gives; counts that vary no more than Poisson's would raise it for ever.
+
+    Raises:
+        StatespanError: one of total_count and probs is given without the other, or a value out of range.
 
     Source:
         M-step: the minorant of log(r + j) of Zhou and Lange, "MM algorithms for some discrete multivariate

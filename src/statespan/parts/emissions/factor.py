@@ -30,6 +30,9 @@ class FactorGaussian(Part, FiniteEmission, Generative):
         noise: (K, D), variances, positive.
         floor: the least noise variance that the M-step gives, in the units of y squared.
 
+    Raises:
+        StatespanError: a rank out of range, or mean, loadings and noise whose shapes do not go together.
+
     Source:
         Rubin and Thayer, "EM algorithms for ML factor analysis", Psychometrika 1982; Bishop, Pattern Recognition and
         Machine Learning 2006, section 12.2.4.

@@ -29,6 +29,9 @@ class GaussianMixture(Part, FiniteEmission, Generative):
         floor: the least variance in any direction that the M-step gives.
         concentration: alpha of a Dirichlet prior on each state's weights, one number, (M,) or (K, M), 1 or more.
 
+    Raises:
+        StatespanError: fewer than one component; weights whose rows do not sum to one, or means of other numbers.
+
     Source:
         Rabiner 1989, section IV.A, equations 52 to 54.
 

@@ -34,6 +34,9 @@ class Exponential(Part, ExponentialFamily, Generative):
             to the expected sums.
         floor: the least mean the M-step gives, in the units of y: a state that saw only zeros has unbounded likelihood.
 
+    Raises:
+        StatespanError: a rate not above 0, or a prior without a mode.
+
     Source:
         Zucchini, MacDonald and Langrock, Hidden Markov Models for Time Series 2016, section 8.2.
 
@@ -108,6 +111,9 @@ class Gamma(Part, ExponentialFamily, Generative):
         rate: b, (K, D), positive.
         floor: the least variance the M-step gives, as a share of the squared mean: without it a state that settles on
             one value has unbounded likelihood.
+
+    Raises:
+        StatespanError: one of concentration and rate is given without the other, or one is not above 0.
 
     Source:
         M-step: log a - digamma(a) = log of the mean - mean of the log; Minka, "Estimating a Gamma distribution", 2002.
@@ -199,6 +205,9 @@ class LogNormal(Part, ExponentialFamily, Generative):
         scale: (K, D), the standard deviation of log y, positive.
         floor: the least variance of log y that the M-step gives: without one a state that settles on one value has
             unbounded likelihood.
+
+    Raises:
+        StatespanError: one of loc and scale is given without the other, or a scale not above 0.
 
     Source:
         Johnson, Kotz and Balakrishnan, Continuous Univariate Distributions 1994, volume 1, chapter 14.

@@ -56,6 +56,9 @@ class LinearRegression(Part, FiniteEmission, Generative):
         lags: how many past observations each step sees.
         floor: the least variance of the noise in any direction that the M-step gives.
 
+    Raises:
+        StatespanError: nothing to regress on, a negative width, or inputs that are missing.
+
     Source:
         Hamilton, "Analysis of time series subject to changes in regime", J. Econometrics 1990; Cappe, Moulines and
         Ryden, Inference in Hidden Markov Models 2005, section 1.3.
