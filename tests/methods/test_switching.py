@@ -124,6 +124,47 @@ def test_a_sum_with_room_for_every_path_is_exact(states: int, length: int):
         assert_close(smoothed.log_prob, truth.log_prob, **TIGHT)
 
 
+@pytest.mark.parametrize(("states", "length"), [(2, 5), (3, 3), (1, 3)])
+def test_the_likeliest_paths_are_those_of_all_paths(states: int, length: int):
+    model = jumpy(states)
+    y = holed(model, length)
+    truth = enumerated(model, y)
+    log, order = (truth.weights.log() + truth.log_prob).sort(descending=True)
+    every = torch.tensor(truth.paths)[order]
+    for method in (None, ss.InteractingMultipleModel(paths=states ** (length - 1)), ss.RaoBlackwellised(100)):
+        paths, score = model.decode(y, k=5, method=method)
+        count = min(5, len(log))
+        assert_close(score[:count], log[:count], **TIGHT)
+        assert torch.equal(paths.T[:count], every[:count])
+        assert (paths[:, count:] == -1).all() and score[count:].isneginf().all()
+        assert torch.equal(model.decode(y, method=method), every[0])
+    if length == 5:
+        both = model.decode([y[:3], y], k=2)
+        alone = enumerated(model, y[:3])
+        best = (alone.weights.log() + alone.log_prob).topk(2)
+        assert_close(both[1][0], best.values, **TIGHT)
+        assert torch.equal(both[0][0].T, torch.tensor(alone.paths)[best.indices])
+        assert torch.equal(both[0][1], model.decode(y, k=2)[0])
+
+
+def test_few_paths_are_scored_exactly_and_most_often_the_likeliest():
+    """With one regime remembered, or two: each path's score is its own, and hardly one is missed."""
+    found = 0
+    for seed in range(3):
+        model = jumpy(seed=seed)
+        y = holed(model, 6, seed)
+        truth = enumerated(model, y)
+        log = {
+            path: float(weight.log() + truth.log_prob) for path, weight in zip(truth.paths, truth.weights, strict=True)
+        }
+        for paths in (1, 4):
+            path, score = model.decode(y, k=2, method=ss.GaussianSum(paths=paths))
+            for i in range(2):
+                assert float(score[i]) == pytest.approx(log[tuple(path[:, i].tolist())], abs=1e-9)
+            found += float(score[0]) > max(log.values()) - 1e-9
+    assert found >= 5
+
+
 @pytest.mark.parametrize(
     ("method", "error"),
     [
@@ -141,7 +182,7 @@ def test_hindsight_is_near_that_of_every_path(method: Any, error: float):
     assert_close(known.mean, truth.mean, rtol=0, atol=error)
     assert_close(known.covariance, truth.covariance, rtol=0, atol=2 * error)
     assert_close(model.impute(y, method=method), truth.y, rtol=0, atol=2 * error)
-    assert torch.equal(model.decode(y, method=method), truth.probs.argmax(-1))
+    assert torch.equal(known.states, truth.probs.argmax(-1))
     pairs = torch.zeros_like(known.pairs)
     for path, weight in zip(truth.paths, truth.weights, strict=True):
         for t, both in enumerate(itertools.pairwise(path)):
@@ -320,6 +361,29 @@ def test_a_jump_that_looks_at_the_state_against_a_grid():
 
 
 @torch.no_grad()
+def test_the_likeliest_path_follows_a_jump_that_looks():
+    model = looking(2.0)
+    (regimes, _), y = model.sample(None, 30, seed=1)
+    path, score = model.decode(y, k=1)
+    assert_close(score[0], model.log_prob(y, states=path[:, 0]), **TIGHT)
+    for other in (regimes, model.smooth(y).states):
+        assert float(score) > float(model.log_prob(y, states=other))
+    blind = looking(0.0)
+    chain = ss.switching_linear(
+        2,
+        dynamics=[[[0.95]], [[0.8]]],
+        state_offset=[[0.5], [-0.6]],
+        state_noise=[[0.1]],
+        observation=[[1.0]],
+        observation_noise=[[0.5]],
+        transition=torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).softmax(-1),
+    )
+    chain.initial.chain.set_probs(blind.initial.chain.probs())
+    assert torch.equal(blind.decode(y), chain.decode(y))
+    assert_close(blind.decode(y, k=3)[1], chain.decode(y, k=3)[1], rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
 def test_a_jump_that_does_not_look_is_a_chain():
     model = looking(0.0)
     chain = ss.SwitchingLinear(ss.Dense(2), list(model.transition.dynamics)).double()
@@ -452,11 +516,11 @@ def test_what_cannot_be_says_so():
     for method in (ss.GaussianSum, ss.RaoBlackwellised):
         with pytest.raises(error, match="at least one"):
             method(0)
-    with pytest.raises(error, match="2 or more"):
+    with pytest.raises(error, match="at least 2 and 1"):
         ss.InteractingMultipleModel(order=1)
+    with pytest.raises(error, match="paths=0"):
+        ss.GaussianSum(paths=0)
     model = jumpy()
-    with pytest.raises(TypeError, match="k=1"):
-        model.decode(holed(model), k=2)
     with pytest.raises(error, match="weights of single steps"):
         model.fit(holed(model), weights=[1.0, 2, 1, 1, 1])
     singular = ss.switching_linear(2, state=1, observed=1, state_noise=[[0.0]], seed=0)

@@ -65,10 +65,11 @@ def switching_linear(
     stays with probability 0.95.
 
     The model's own method is `GaussianSum()`; exact inference takes K^T Kalman filters. `model.smooth(y)` has `.probs`
-    of the regimes, and `.mean` and `.covariance` of z whatever the regime; `decode` gives the most probable regime of
-    each step; `sample` and `sample_posterior` give pairs `(regime, state)`. `fit` is by EM with a variational E-step,
-    which needs noise in every direction: what climbs, and what `history` holds, is a lower bound of log p(y). A
-    recurrent model is fitted by gradient, and so may be the others: `by=ss.LBFGS()` climbs `log_prob` itself.
+    of the regimes, `.states`, the most probable one of each step, and `.mean` and `.covariance` of z whatever the
+    regime; `decode` gives the likeliest path of regimes, and with `k=` the k likeliest; `sample` and
+    `sample_posterior` give pairs `(regime, state)`. `fit` is by EM with a variational E-step, which needs noise in
+    every direction: what climbs, and what `history` holds, is a lower bound of log p(y). A recurrent model is fitted by
+    gradient, and so may be the others: `by=ss.LBFGS()` climbs `log_prob` itself.
 
     Args:
         states: K, the number of regimes.

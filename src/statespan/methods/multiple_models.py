@@ -7,7 +7,7 @@ from torch import Tensor
 
 from statespan.belief import MixtureOfGaussians
 from statespan.errors import StatespanError
-from statespan.methods.switching import MixtureFilter, components, merge, reduce
+from statespan.methods.switching import PATHS, MixtureFilter, components, merge, reduce
 from statespan.parts.switching_linear import Components
 
 
@@ -19,6 +19,7 @@ class InteractingMultipleModel(MixtureFilter):
 
     Args:
         order: points along each axis of z, for averages over it (the smoother's, and of a recurrent jump).
+        paths: how many paths of regimes `decode` goes on with.
 
     Source:
         Blom and Bar-Shalom, "The interacting multiple model algorithm for systems with Markovian switching
@@ -31,8 +32,8 @@ class InteractingMultipleModel(MixtureFilter):
         torch.Size([3, 2])
     """
 
-    def __init__(self, order: int = 5):
-        super().__init__(order, remembered=1)
+    def __init__(self, order: int = 5, paths: int = PATHS):
+        super().__init__(order, remembered=1, paths=paths)
 
     def places(self, regimes: int) -> int:
         """One."""
@@ -57,6 +58,7 @@ class GaussianSum(MixtureFilter):
     Args:
         components: I, how many a regime keeps.
         order: points along each axis of z, for averages over it.
+        paths: how many paths of regimes `decode` goes on with.
 
     Source:
         Alspach and Sorenson 1972; Bar-Shalom, Li and Kirubarajan, Estimation with Applications to Tracking and
@@ -69,10 +71,10 @@ class GaussianSum(MixtureFilter):
         torch.Size([3, 1])
     """
 
-    def __init__(self, components: int = 1, order: int = 5):
+    def __init__(self, components: int = 1, order: int = 5, paths: int = PATHS):
         if components < 1:
             raise StatespanError(f"GaussianSum(components={components}): use at least one")
-        super().__init__(order, remembered=components)
+        super().__init__(order, remembered=components, paths=paths)
         self.components = components
 
     def places(self, regimes: int) -> int:
@@ -96,7 +98,7 @@ class RaoBlackwellised(MixtureFilter):
     average. With K^(t-1) and more none is lost up to step t, and filter and log_prob are exact.
 
     Args:
-        particles: N.
+        particles: N; `decode` goes on with as many paths.
         order: points along each axis of z, for the smoother's averages over it.
 
     Raises:
@@ -116,7 +118,7 @@ class RaoBlackwellised(MixtureFilter):
     def __init__(self, particles: int = 100, order: int = 5):
         if particles < 1:
             raise StatespanError(f"RaoBlackwellised(particles={particles}): use at least one")
-        super().__init__(order, remembered=1)
+        super().__init__(order, remembered=1, paths=particles)
         self.particles = particles
 
     def places(self, regimes: int) -> int:

@@ -38,6 +38,8 @@ from statespan.sequences import Sequences
 from statespan.shapes import Float
 from statespan.tree import Shared, Tree, stack, tree_map, unstack
 
+PATHS = 100
+"""How many paths of regimes a search goes on with."""
 MOST_NODES = 150
 """A quadrature grid of more points than this gives way to the cubature rule."""
 
@@ -163,16 +165,22 @@ def moved(belief: MixtureOfGaussians, affine: Affine) -> MixtureOfGaussians:
     return MixtureOfGaussians(belief.weights, found.mean.unflatten(0, size), found.scale.unflatten(0, size))
 
 
+def told(belief: MixtureOfGaussians, seen: Seen) -> tuple[Gaussian, Float[Tensor, "B K I"]]:
+    """Every component given y_t, and log p(y_t) of it; minus infinity where a label excludes its regime."""
+    size = belief.weights.shape
+    found, log = Kalman().update(None, normals(belief), Observation(*_flat(seen.y, (1, 2, 2, 0), size)))
+    log = log.view(size).double()
+    if seen.excluded is not None:
+        log = log.masked_fill(seen.excluded[..., None], -torch.inf)
+    return Gaussian(found.mean.unflatten(0, size), found.scale.unflatten(0, size)), log
+
+
 def conditioned(belief: MixtureOfGaussians, seen: Seen) -> tuple[MixtureOfGaussians, Float[Tensor, " B"]]:
     """Every component given y_t, weighed by how well it told y_t; and log p(y_t | y_<t)."""
-    size = belief.weights.shape
-    told = Observation(*_flat(seen.y, (1, 2, 2, 0), size))
-    found, log = Kalman().update(None, normals(belief), told)
+    found, log = told(belief, seen)
     there = belief.weights > 0
-    if seen.excluded is not None:
-        there = there & ~seen.excluded[..., None]
     weigh = torch.where(there, belief.weights, 1.0).log().double()
-    each = torch.where(there, log.view(size) + weigh, -torch.inf)
+    each = torch.where(there, log + weigh, -torch.inf)
     top = each.detach().amax((-1, -2), keepdim=True)
     top = torch.where(top.isfinite(), top, 0.0)
     joint = (each - top).exp()
@@ -180,7 +188,7 @@ def conditioned(belief: MixtureOfGaussians, seen: Seen) -> tuple[MixtureOfGaussi
     possible = total > 0
     weights = (joint / torch.where(possible, total, 1.0)).to(belief.mean.dtype)
     log_prob = torch.where(possible, torch.where(possible, total, 1.0).log() + top, -torch.inf)[:, 0, 0]
-    return MixtureOfGaussians(weights, found.mean.unflatten(0, size), found.scale.unflatten(0, size)), log_prob
+    return MixtureOfGaussians(weights, *found), log_prob
 
 
 # ------------------------------------------------------------------------------------------ observations
@@ -299,10 +307,12 @@ class MixtureFilter(Method):
 
     accepts = (SwitchingStart, SwitchingTransition, SwitchingEmission)
 
-    def __init__(self, order: int, remembered: int):
-        if order < 2:
-            raise StatespanError(f"{type(self).__name__}(order={order}): use 2 or more")
+    def __init__(self, order: int, remembered: int, paths: int):
+        if order < 2 or paths < 1:
+            raise StatespanError(f"{type(self).__name__}(order={order}, paths={paths}): use at least 2 and 1")
         self.order = order
+        self.searched = paths
+        """How many paths of regimes `decode` goes on with."""
         self.remembered = remembered
         """How many components a regime keeps in hindsight."""
         self.structured = StructuredPosterior()
@@ -430,11 +440,15 @@ class MixtureFilter(Method):
 
         return torch.stack([one(k) for k in range(model.transition.states)]).sum(0)
 
-    def decode(self, model: Any, constants: Tree, data: Sequences, k: int) -> tuple[Tensor, None]:
-        """The most probable regime of each step in hindsight."""
-        if k > 1:
-            raise TypeError("a switching filter gives each step's likeliest regime; ask for k=1, or sample_posterior")
-        return self._smoothed(model, constants, data).probs.argmax(-1)[:, :, None], None
+    def decode(self, model: Any, constants: Tree, data: Sequences, k: int) -> tuple[Tensor, Tensor]:
+        """The k likeliest paths of regimes and log p(path, y), by Viterbi's algorithm on the last regimes.
+
+        Exact up to L + 1 steps with K^L <= `paths` of the method (see `best_regimes`), but for a recurrent jump.
+        """
+        from statespan.methods.regime_paths import best_regimes
+
+        moves, seen = self.prepare(model, constants, data)
+        return best_regimes(model, moves, seen, data.within, k, max(self.searched, k))
 
     def emit(self, model: Any, constants: Tree, belief: Any, u: Tree) -> Distribution:
         """The mixture of normal distributions."""
