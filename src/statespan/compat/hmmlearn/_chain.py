@@ -40,14 +40,14 @@ class Batch(NamedTuple):
         out[self.rows[within]] = values[within]
 
 
-def batches(y: Tensor, observed: Tensor | None, lengths: Any, states: int) -> list[Batch]:
+def batches(y: Tensor, observed: Tensor | None, lengths: Any, breadth: int) -> list[Batch]:
     """Cut the array (n, ...) where sequences end, and put those of like length together.
 
     Args:
         y: observations, one sequence after another.
         observed: (n,) or (n, D) bool, or None.
         lengths: of the sequences; None: there is one.
-        states: K, by which groups are kept small.
+        breadth: K, or how many numbers a step takes, by which groups are kept small.
 
     Raises:
         StatespanError: the lengths are not those of `y`.
@@ -58,7 +58,7 @@ def batches(y: Tensor, observed: Tensor | None, lengths: Any, states: int) -> li
     starts, kept = ends.cumsum(0) - ends, ends.nonzero()[:, 0]
     starts, ends = starts[kept], ends[kept]
     shape, ragged = (int(ends.max()), len(ends)), bool((ends < ends.max()).any())
-    _, names = group(Sequences(y=torch.zeros(1, 1).expand(shape), lengths=ends if ragged else None), states)
+    _, names = group(Sequences(y=torch.zeros(1, 1).expand(shape), lengths=ends if ragged else None), breadth)
     return [_batch(y, observed, starts[index], ends[index], kept[index]) for index in names]
 
 

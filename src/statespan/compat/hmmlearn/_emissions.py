@@ -44,6 +44,9 @@ class CategoricalEmission(_AbstractHMM):
         y = torch.from_numpy(np.where(there, flat, 0).astype(np.int64))
         return y, None if there.all() else torch.from_numpy(there)
 
+    def _breadth(self) -> int:
+        return 1  # symbols have the likelihoods, not steps
+
     def _part(self) -> Categorical:
         return Categorical(probs=np.asarray(self.emissionprob_, dtype=float))
 

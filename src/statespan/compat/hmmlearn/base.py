@@ -139,7 +139,7 @@ class _AbstractHMM(BaseEstimator):
         data = None
         for _ in range(self.n_iter):
             if data is None or self._frames:
-                data = self._batches(X, lengths)
+                data = batches(*self._sees(X), lengths, self._breadth())
             stats, log_prob = self._do_estep(X, data)
             bound = self._compute_lower_bound(log_prob)
             self._do_mstep(stats)
@@ -285,6 +285,10 @@ class _AbstractHMM(BaseEstimator):
 
     def _batches(self, X: np.ndarray, lengths: Any) -> list[Batch]:
         return batches(*self._sees(X), lengths, self.n_components)
+
+    def _breadth(self) -> int:
+        """About how many numbers a step takes in the E-step."""
+        return self.n_components
 
     def _chain(self) -> Chain:
         """The model as it is, for inference."""

@@ -527,9 +527,7 @@ class MultinomialHMM(BaseHMM):
         trials = self._trials()
         return Multinomial(trials=int(trials[0]) if len(trials) == 1 else None, probs=self.emissionprob_)
 
-    def _get_n_fit_scalars_per_param(self) -> dict[str, int]:
-        k = self.n_components
-        return {"s": k - 1, "t": k * (k - 1), "e": k * (self.n_features - 1)}
+    _get_n_fit_scalars_per_param: Any = CategoricalEmission._get_n_fit_scalars_per_param
 
     def _generate_sample_from_state(self, state: int, random_state: Any) -> np.ndarray:
         trials = self._trials()
