@@ -109,6 +109,16 @@ class Part(nn.Module):
         PARTS[part_name(cls)] = cls
 
 
+def positive(log: str, doc: str) -> Any:
+    """A property of a part: the positive parameter that it keeps as its logarithm.
+
+    Args:
+        log: the name of that.
+        doc: what the parameter is.
+    """
+    return property(lambda part: getattr(part, log).exp(), doc=doc)
+
+
 class Generative(ABC):  # noqa: B024
     """A part that can be simulated: its `forward` returns a torch Distribution.
 

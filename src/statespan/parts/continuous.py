@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from statespan.errors import StatespanError
-from statespan.part import Affine, Generative, LinearPart, Part
+from statespan.part import Affine, Generative, LinearPart, Part, positive
 from statespan.parts.inputs import inputs_of
 from statespan.parts.linear import conditional, lower
 from statespan.sequences import Event
@@ -143,6 +143,9 @@ class Matern(Part, LinearPart, Generative):
 
     event: Event
 
+    length = positive("log_length", "The length scale l, in units of the gaps.")
+    variance = positive("log_variance", "Of the process, v = k(0).")
+
     def __init__(self, smoothness: float = 1.5, column: int = 0):
         super().__init__()
         if smoothness <= 0 or smoothness % 1 != 0.5:
@@ -156,16 +159,6 @@ class Matern(Part, LinearPart, Generative):
     def takes_inputs(self) -> bool:
         """Always: the gaps."""
         return True
-
-    @property
-    def length(self) -> Tensor:
-        """The length scale l, in units of the gaps."""
-        return self.log_length.exp()
-
-    @property
-    def variance(self) -> Tensor:
-        """Of the process, v = k(0)."""
-        return self.log_variance.exp()
 
     def equation(self) -> tuple[Tensor, Tensor]:
         """F, the companion matrix of (s + rate)^D, and G, of dz = F z dt + G dw."""

@@ -33,11 +33,12 @@ class Bound(NamedTuple):
     second: Tensor
 
 
-def _with_one(u: Tensor) -> Tensor:
+def with_one(u: Tensor) -> Tensor:
+    """Inputs (..., U) behind a one."""
     return torch.cat([torch.ones_like(u[..., :1]), u], -1)
 
 
-def _rise(weight: Tensor, stats: Bound, precision: float) -> Tensor:
+def rise(weight: Tensor, stats: Bound, precision: float) -> Tensor:
     """One step up: the maximiser of the quadratic that lies below the log-likelihood everywhere and touches it here.
 
     The Hessian of a softmax regression is never below -1/2 (I - 1 1'/K) times the sum of n x x', so a step with that
@@ -93,7 +94,7 @@ class SoftmaxStart(Part, FiniteInitial, Generative):
 
     def at(self, u: Tensor) -> Tensor:
         """p(z_1 | u), (..., U) to (..., K)."""
-        return (_with_one(inputs_of(u, self, self.inputs)) @ self.weight.mT).softmax(-1)
+        return (with_one(inputs_of(u, self, self.inputs)) @ self.weight.mT).softmax(-1)
 
     def given(self, u: Tree, probs: Tensor) -> Shared:
         """Under the first step's inputs, (B, K)."""
@@ -110,14 +111,14 @@ class SoftmaxStart(Part, FiniteInitial, Generative):
     @torch.no_grad()
     def statistics(self, counts: Tensor, u: Tree) -> Bound:
         """What the M-step's bound needs, from expected first states (B, K)."""
-        x = _with_one(u[0])
+        x = with_one(u[0])
         many = counts.sum(-1, keepdim=True)
         return Bound((counts - many * self.at(u[0])).mT @ x, x.mT @ (many * x))
 
     @torch.no_grad()
     def maximize(self, stats: Bound) -> None:
         """One step of a lower bound of the expected log-likelihood: it never falls."""
-        self.weight.copy_(_rise(self.weight, stats, self.precision))
+        self.weight.copy_(rise(self.weight, stats, self.precision))
 
 
 class SoftmaxTransition(Part, FiniteTransition, Generative):
@@ -155,7 +156,7 @@ class SoftmaxTransition(Part, FiniteTransition, Generative):
 
     def at(self, u: Tensor) -> Tensor:
         """The table under inputs, (..., U) to (..., K, K)."""
-        x = _with_one(inputs_of(u, self, self.inputs))
+        x = with_one(inputs_of(u, self, self.inputs))
         return (x @ self.weight.flatten(0, 1).mT).unflatten(-1, (self.states, self.states)).softmax(-1)
 
     def constants(self) -> None:
@@ -190,7 +191,7 @@ class SoftmaxTransition(Part, FiniteTransition, Generative):
     @torch.no_grad()
     def statistics(self, counts: Tensor, u: Tree) -> Bound:
         """What the M-step's bound needs, from expected moves (T, B, K, K)."""
-        x = _with_one(u).flatten(0, 1)
+        x = with_one(u).flatten(0, 1)
         counts = counts.flatten(0, 1)
         many = counts.sum(-1)
         rest = counts - many[..., None] * self.at(u).flatten(0, 1)
@@ -199,7 +200,7 @@ class SoftmaxTransition(Part, FiniteTransition, Generative):
     @torch.no_grad()
     def maximize(self, stats: Bound) -> None:
         """One step of a lower bound of the expected log-likelihood: it never falls."""
-        self.weight.copy_(_rise(self.weight, stats, self.precision))
+        self.weight.copy_(rise(self.weight, stats, self.precision))
 
 
 class Chosen(NamedTuple):

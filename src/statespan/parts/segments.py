@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from statespan.errors import StatespanError
-from statespan.part import Part
+from statespan.part import Part, positive
 from statespan.parts.emissions.common import known
 from statespan.parts.emissions.counts import BITS, COUNTS
 from statespan.parts.linear import inputs_of
@@ -145,6 +145,10 @@ class GaussianSegment(Part, Segment):
         [0, 1, 2, 0, 1, 2]
     """
 
+    strength = positive("log_strength", "How many observations the prior of the mean counts as, (D,).")
+    shape = positive("log_shape", "Of the prior of the variance, (D,).")
+    scale = positive("log_scale", "Of the prior of the variance, (D,).")
+
     def __init__(self, dim: int = 1, mean: Any = 0.0, strength: Any = 1.0, shape: Any = 1.0, scale: Any = 1.0):
         super().__init__()
         self.event = Event(1, None, dim)
@@ -152,21 +156,6 @@ class GaussianSegment(Part, Segment):
         self.log_strength = _positive(strength, dim, "GaussianSegment(strength")
         self.log_shape = _positive(shape, dim, "GaussianSegment(shape")
         self.log_scale = _positive(scale, dim, "GaussianSegment(scale")
-
-    @property
-    def strength(self) -> Tensor:
-        """How many observations the prior of the mean counts as, (D,)."""
-        return self.log_strength.exp()
-
-    @property
-    def shape(self) -> Tensor:
-        """Of the prior of the variance, (D,)."""
-        return self.log_shape.exp()
-
-    @property
-    def scale(self) -> Tensor:
-        """Of the prior of the variance, (D,)."""
-        return self.log_scale.exp()
 
     def constants(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mean, strength, shape, scale."""
@@ -236,22 +225,15 @@ class GaussianMeanSegment(Part, Segment):
         [True, False, False, True, False, False]
     """
 
+    spread = positive("log_spread", "The variance of the segments' means, (D,).")
+    variance = positive("log_variance", "Of the observations about their segment's mean, (D,).")
+
     def __init__(self, dim: int = 1, mean: Any = 0.0, spread: Any = 1.0, variance: Any = 1.0):
         super().__init__()
         self.event = Event(1, None, dim)
         self.mean = nn.Parameter(_values(mean, dim, "GaussianMeanSegment(mean"))
         self.log_spread = _positive(spread, dim, "GaussianMeanSegment(spread")
         self.log_variance = _positive(variance, dim, "GaussianMeanSegment(variance")
-
-    @property
-    def spread(self) -> Tensor:
-        """The variance of the segments' means, (D,)."""
-        return self.log_spread.exp()
-
-    @property
-    def variance(self) -> Tensor:
-        """Of the observations about their segment's mean, (D,)."""
-        return self.log_variance.exp()
 
     def constants(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, spread, variance."""
@@ -309,21 +291,14 @@ class PoissonSegment(Part, Segment):
         [0, 1, 2, 3, 0, 1, 2]
     """
 
+    shape = positive("log_shape", "Of the prior of the rate, (D,).")
+    scale = positive("log_scale", "Of the prior of the rate, (D,).")
+
     def __init__(self, dim: int = 1, shape: Any = 1.0, scale: Any = 1.0):
         super().__init__()
         self.event = Event(1, None, dim, COUNTS)
         self.log_shape = _positive(shape, dim, "PoissonSegment(shape")
         self.log_scale = _positive(scale, dim, "PoissonSegment(scale")
-
-    @property
-    def shape(self) -> Tensor:
-        """Of the prior of the rate, (D,)."""
-        return self.log_shape.exp()
-
-    @property
-    def scale(self) -> Tensor:
-        """Of the prior of the rate, (D,)."""
-        return self.log_scale.exp()
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """Shape, and one over scale."""
@@ -373,21 +348,14 @@ class BernoulliSegment(Part, Segment):
         [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
     """
 
+    ones = positive("log_ones", "How many ones the prior counts as, (D,).")
+    zeros = positive("log_zeros", "How many zeros, (D,).")
+
     def __init__(self, dim: int = 1, ones: Any = 1.0, zeros: Any = 1.0):
         super().__init__()
         self.event = Event(1, None, dim, BITS)
         self.log_ones = _positive(ones, dim, "BernoulliSegment(ones")
         self.log_zeros = _positive(zeros, dim, "BernoulliSegment(zeros")
-
-    @property
-    def ones(self) -> Tensor:
-        """How many ones the prior counts as, (D,)."""
-        return self.log_ones.exp()
-
-    @property
-    def zeros(self) -> Tensor:
-        """How many zeros, (D,)."""
-        return self.log_zeros.exp()
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """Ones and zeros."""
@@ -458,6 +426,10 @@ class RegressionSegment(Part, Segment):
         [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
     """
 
+    strength = positive("log_strength", "The prior precision of the coefficients over s^2, (U + 1,).")
+    shape = positive("log_shape", "Of the prior of the variance, (D,).")
+    scale = positive("log_scale", "Of the prior of the variance, (D,).")
+
     def __init__(
         self, inputs: int, dim: int = 1, mean: Any = 0.0, strength: Any = 1.0, shape: Any = 1.0, scale: Any = 1.0
     ):
@@ -467,21 +439,6 @@ class RegressionSegment(Part, Segment):
         self.log_strength = _positive(strength, inputs + 1, "RegressionSegment(strength")
         self.log_shape = _positive(shape, dim, "RegressionSegment(shape")
         self.log_scale = _positive(scale, dim, "RegressionSegment(scale")
-
-    @property
-    def strength(self) -> Tensor:
-        """The prior precision of the coefficients over s^2, (U + 1,)."""
-        return self.log_strength.exp()
-
-    @property
-    def shape(self) -> Tensor:
-        """Of the prior of the variance, (D,)."""
-        return self.log_shape.exp()
-
-    @property
-    def scale(self) -> Tensor:
-        """Of the prior of the variance, (D,)."""
-        return self.log_scale.exp()
 
     def constants(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mean, strength, shape, scale."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from statespan.belief import Gaussian, MixtureOfGaussians
 from statespan.errors import StatespanError
 from statespan.part import Affine, FiniteTransition, Part
+from statespan.parts.inputs import Bound, rise, with_one
 from statespan.parts.linear import lower
 from statespan.sequences import Event
 from statespan.tree import Shared, Tree, tree_map
@@ -82,6 +83,12 @@ def shares(weights: Tensor, spread: Tensor, count: int) -> list[tuple[Tensor, Te
     if count == 1:
         return [(weights.sum(-1), spread.sum(0))]
     return list(zip(weights.unbind(-1), spread.unbind(0), strict=True))
+
+
+def of_moves(dynamics: Any, z: Tensor, y: Tensor, spread: Tensor, u: Tree, weights: Tensor) -> tuple:
+    """Expected sums of the move of each regime, or of the one that all share."""
+    each, after = shares(weights, spread, len(dynamics)), tree_map(lambda x: x[1:], u)
+    return tuple(part.statistics(z, y, one, after, w) for part, (w, one) in zip(dynamics, each, strict=True))
 
 
 def maximize(parts: Any, stats: tuple) -> None:
@@ -236,7 +243,9 @@ class SwitchingLinear(Part, SwitchingTransition):
         """The chain's."""
         return self.chain.log_prior()
 
-    def statistics(self, counts: Tree, z: Tensor, y: Tensor, spread: Tensor, u: Tree, weights: Tensor) -> Hybrids:
+    def statistics(
+        self, counts: Tree, z: Tensor, y: Tensor, spread: Tensor, u: Tree, weights: Tensor, before: Tensor
+    ) -> Hybrids:
         """Expected sums over moves, for `maximize`.
 
         Args:
@@ -246,10 +255,9 @@ class SwitchingLinear(Part, SwitchingTransition):
             spread: (K, 2 D, 2 D), their summed joint covariances, each times its weight.
             u: (T, B, U) inputs, or None.
             weights: (T - 1, B, K), the probability of each regime after the move.
+            before: (T - 1, B, D, D), the covariances before each move.
         """
-        each, after = shares(weights, spread, len(self.dynamics)), tree_map(lambda x: x[1:], u)
-        sums = [part.statistics(z, y, one, after, w) for part, (w, one) in zip(self.dynamics, each, strict=True)]
-        return Hybrids(self.chain.statistics(counts, u), tuple(sums))
+        return Hybrids(self.chain.statistics(counts, u), of_moves(self.dynamics, z, y, spread, u, weights))
 
     def maximize(self, stats: Hybrids) -> None:
         """The M-steps of the chain and of the moves."""
@@ -273,7 +281,8 @@ class RecurrentSwitchingLinear(Part, SwitchingTransition):
 
     Source:
         Linderman, Johnson, Miller, Adams, Blei and Paninski, "Bayesian learning and inference in recurrent switching
-        linear dynamical systems", AISTATS 2017, section 3; there by stick-breaking.
+        linear dynamical systems", AISTATS 2017, section 3; there by stick-breaking. The bound of EM: Boehning,
+        "Multinomial logistic regression algorithm", Annals of the Institute of Statistical Mathematics 44, 1992.
 
     Example:
         >>> import statespan as ss
@@ -308,6 +317,63 @@ class RecurrentSwitchingLinear(Part, SwitchingTransition):
     def jump(self, z: Tensor) -> Tensor:
         """p(s_t | s_{t-1}, z_{t-1} = z): (..., D) to (..., K, K)."""
         return (torch.einsum("ijd,...d->...ij", self.weight, z) + self.logits).softmax(-1)
+
+    @property
+    def _centred(self) -> Tensor:
+        """The weights less their mean over where a jump goes, which it does not see."""
+        return self.weight - self.weight.mean(1, keepdim=True)
+
+    def bound(self, z: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Of E log p(s_t = j | s_{t-1} = i, z) >= log table_ij - loss_i: the table (..., K, K), the loss (..., K).
+
+        log sum exp x lies below the parabola that touches it at E x and has the curvature (I - 1 1'/K) / 2.
+
+        Args:
+            z: (..., D), posterior means.
+            covariance: (..., D, D).
+        """
+        about = torch.einsum("ijd,...de,ije->...i", self._centred, covariance, self._centred)
+        return self.jump(z), 0.25 * about
+
+    def seen(self, pairs: Tensor, z: Tensor) -> Tensor:
+        """The same bound as rows of z with unit noise, and what they observe last: (..., K^2, D + 1).
+
+        Args:
+            pairs: (..., K, K), how probable each jump is.
+            z: (..., D), where the parabola touches.
+        """
+        many, now = pairs.sum(-1, keepdim=True), self.jump(z)
+        share = torch.where(many > 0, pairs / many.clamp_min(torch.finfo(pairs.dtype).tiny), now)
+        matrix = self._centred / 2**0.5
+        y = torch.einsum("ijd,...d->...ij", matrix, z) + 2**0.5 * (share - now)
+        rows = torch.cat([matrix.expand(*y.shape, -1), y[..., None]], -1)
+        return (rows * many.clamp_min(0).sqrt()[..., None]).flatten(-3, -2)
+
+    def statistics(
+        self, counts: Tree, z: Tensor, y: Tensor, spread: Tensor, u: Tree, weights: Tensor, before: Tensor
+    ) -> Hybrids:
+        """Expected sums over moves, as those of `SwitchingLinear`, with expected jumps (T, B, K, K)."""
+        jumps, x = counts[1:], with_one(z)
+        many = jumps.sum(-1)
+        slope = torch.einsum("tbij,tbu->iju", jumps - many[..., None] * self.jump(z), x)
+        second = torch.einsum("tbi,tbu,tbv->iuv", many, x, x)
+        about = torch.einsum("tbi,tbde->ide", many, before)
+        slope[..., 1:] -= 0.5 * self._centred @ about
+        second[:, 1:, 1:] += about
+        return Hybrids(Bound(slope, second), of_moves(self.dynamics, z, y, spread, u, weights))
+
+    @torch.no_grad()
+    def maximize(self, stats: Hybrids) -> None:
+        """One step of the jumps' bound, which never falls, and the M-steps of the moves."""
+        both = torch.cat([self.logits[..., None], self.weight], -1)
+        sizes = [(self.logits.requires_grad, 1), (self.weight.requires_grad, both.shape[-1] - 1)]
+        free = torch.cat([torch.full((n,), wanted, device=both.device) for wanted, n in sizes])
+        if bool(free.any()):
+            slope, second = stats.regimes
+            both[..., free] = rise(both[..., free], Bound(slope[..., free], second[..., free, :][..., free]), 0.0)
+            self.logits.copy_(both[..., 0])
+            self.weight.copy_(both[..., 1:])
+        maximize(self.dynamics, stats.vectors)
 
     def branch(self, parts: Components, tables: Tensor, nodes: Nodes) -> MixtureOfGaussians:
         """Every component goes to every regime with its share of z: mean and covariance by quadrature."""

@@ -9,9 +9,8 @@ from torch.distributions import Beta as BetaDistribution
 from torch.distributions import Distribution, Independent, MixtureSameFamily
 from torch.distributions import VonMises as VonMisesDistribution
 
-from statespan.errors import StatespanError
-from statespan.part import Generative, Part
-from statespan.parts.emissions.common import root, table
+from statespan.part import Generative, Part, positive
+from statespan.parts.emissions.common import root, tables
 from statespan.parts.emissions.exponential import ExponentialFamily, Sums, averages
 from statespan.sequences import Event, Support
 from statespan.shapes import Float
@@ -47,6 +46,9 @@ class Beta(Part, ExponentialFamily, Generative):
 
     neutral = 0.5
 
+    concentration1 = positive("log_one", "The exponent of y plus 1, (K, D).")
+    concentration0 = positive("log_zero", "The exponent of 1 - y plus 1, (K, D).")
+
     def __init__(
         self,
         dim: int = 1,
@@ -56,29 +58,14 @@ class Beta(Part, ExponentialFamily, Generative):
         floor: float = 1e-6,
     ):
         super().__init__()
-        a = b = None
-        if concentration1 is not None or concentration0 is not None:
-            if concentration1 is None or concentration0 is None:
-                raise StatespanError("Beta needs both concentration1= and concentration0=, or the sizes instead")
-            a = table(concentration1, "Beta(concentration1=)", 0.0)
-            b = table(concentration0, "Beta(concentration0=)", 0.0)
+        a, b = tables("Beta", concentration1=(concentration1, 0.0), concentration0=(concentration0, 0.0))
         self.states, self.dim = (states, dim) if a is None else a.shape
         self.remember(dim=self.dim, states=self.states, concentration1=None, concentration0=None)
         self.event, self.floor = Event(1, None, self.dim, SHARES), floor
         if self.states is not None:
             shape = self.states, self.dim
             self.log_one = nn.Parameter(torch.randn(shape) / 2 + 0.5 if a is None else a.log())
-            self.log_zero = nn.Parameter(torch.randn(shape) / 2 + 0.5 if b is None else b.log().expand(shape).clone())
-
-    @property
-    def concentration1(self) -> Tensor:
-        """(K, D)."""
-        return self.log_one.exp()
-
-    @property
-    def concentration0(self) -> Tensor:
-        """(K, D)."""
-        return self.log_zero.exp()
+            self.log_zero = nn.Parameter(torch.randn(shape) / 2 + 0.5 if b is None else b.log())
 
     @property
     def mean(self) -> Tensor:
@@ -170,6 +157,8 @@ class VonMises(Part, ExponentialFamily, Generative):
         torch.Size([2, 1])
     """
 
+    concentration = positive("log_concentration", "How tightly angles lie about loc, (K, D).")
+
     def __init__(
         self,
         dim: int = 1,
@@ -179,25 +168,14 @@ class VonMises(Part, ExponentialFamily, Generative):
         floor: float = 1e-6,
     ):
         super().__init__()
-        m = c = None
-        if loc is not None or concentration is not None:
-            if loc is None or concentration is None:
-                raise StatespanError("VonMises needs both loc= and concentration=, or the sizes instead")
-            m, c = table(loc, "VonMises(loc=)"), table(concentration, "VonMises(concentration=)", 0.0)
+        m, c = tables("VonMises", loc=(loc,), concentration=(concentration, 0.0))
         self.states, self.dim = (states, dim) if m is None else m.shape
         self.remember(dim=self.dim, states=self.states, loc=None, concentration=None)
         self.event, self.floor = Event(1, None, self.dim), floor
         if self.states is not None:
             shape = self.states, self.dim
             self.loc = nn.Parameter((torch.rand(shape) * 2 - 1) * math.pi if m is None else m.clone())
-            self.log_concentration = nn.Parameter(
-                torch.randn(shape) / 2 if c is None else c.log().expand(shape).clone()
-            )
-
-    @property
-    def concentration(self) -> Tensor:
-        """(K, D)."""
-        return self.log_concentration.exp()
+            self.log_concentration = nn.Parameter(torch.randn(shape) / 2 if c is None else c.log())
 
     @property
     def mean(self) -> Tensor:

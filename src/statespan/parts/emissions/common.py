@@ -31,6 +31,25 @@ def table(values: Any, name: str, low: float = -math.inf, high: float = math.inf
     return values
 
 
+def tables(name: str, **given: tuple) -> list[Any]:
+    """Parameters that go together, as one shape (K, D); None for each where none is given.
+
+    Args:
+        name: of the emission.
+        given: the values of each, and what they lie above and below (see `table`).
+
+    Raises:
+        StatespanError: some are given without the others.
+    """
+    there = [values is not None for values, *_ in given.values()]
+    if not any(there):
+        return [None] * len(given)
+    if not all(there):
+        raise StatespanError(f"{name} needs both {'= and '.join(given)}=, or the sizes instead")
+    found = [table(values, f"{name}({key}=)", *limits) for key, (values, *limits) in given.items()]
+    return list(torch.broadcast_tensors(*found))
+
+
 def root(function: Callable[[Tensor], Tensor], low: float, high: float, like: Tensor) -> Tensor:
     """Where a function that rises from below zero to above it crosses zero, by bisection of the logarithm.
 

@@ -12,8 +12,8 @@ from torch.distributions import NegativeBinomial as NegativeBinomialDistribution
 from torch.distributions import Poisson as PoissonDistribution
 
 from statespan.errors import StatespanError
-from statespan.part import FiniteEmission, Generative, Part
-from statespan.parts.emissions.common import first_weights, known, root, stochastic, table
+from statespan.part import FiniteEmission, Generative, Part, positive
+from statespan.parts.emissions.common import first_weights, known, root, stochastic, table, tables
 from statespan.parts.emissions.exponential import ExponentialFamily, Sums
 from statespan.parts.priors import beta, dirichlet, gamma, log_beta, log_dirichlet, log_gamma
 from statespan.sequences import Event, Support
@@ -52,6 +52,8 @@ class Poisson(Part, ExponentialFamily, Generative):
         [1.0, 9.0]
     """
 
+    rate = positive("log_rate", "The expected counts, (K, D).")
+
     def __init__(
         self,
         dim: int = 1,
@@ -67,11 +69,6 @@ class Poisson(Part, ExponentialFamily, Generative):
         self.event, self.floor, self.prior = Event(1, None, self.dim, COUNTS), floor, gamma(prior, "Poisson(prior=)")
         if self.states is not None:
             self.log_rate = nn.Parameter(torch.randn(self.states, self.dim) if given is None else given.log())
-
-    @property
-    def rate(self) -> Tensor:
-        """(K, D)."""
-        return self.log_rate.exp()
 
     @property
     def mean(self) -> Tensor:
@@ -351,6 +348,8 @@ class NegativeBinomial(Part, FiniteEmission, Generative):
         counts: Tensor
         tables: Tensor
 
+    total_count = positive("log_count", "The parameter r, (K, D).")
+
     def __init__(
         self,
         dim: int = 1,
@@ -360,12 +359,7 @@ class NegativeBinomial(Part, FiniteEmission, Generative):
         ceiling: float = 1e6,
     ):
         super().__init__()
-        r = p = None
-        if total_count is not None or probs is not None:
-            if total_count is None or probs is None:
-                raise StatespanError("NegativeBinomial needs both total_count= and probs=, or the sizes instead")
-            r = table(total_count, "NegativeBinomial(total_count=)", 0.0)
-            p = table(probs, "NegativeBinomial(probs=)", 0.0, 1.0).expand_as(r)
+        r, p = tables("NegativeBinomial", total_count=(total_count, 0.0), probs=(probs, 0.0, 1.0))
         self.states, self.dim = (states, dim) if r is None else r.shape
         self.remember(dim=self.dim, states=self.states, total_count=None, probs=None)
         self.event, self.ceiling = Event(1, None, self.dim, COUNTS), ceiling
@@ -373,11 +367,6 @@ class NegativeBinomial(Part, FiniteEmission, Generative):
             shape = self.states, self.dim
             self.log_count = nn.Parameter(torch.randn(shape) if r is None else r.log())
             self.logits = nn.Parameter(torch.randn(shape) if p is None else p.logit())
-
-    @property
-    def total_count(self) -> Tensor:
-        """(K, D)."""
-        return self.log_count.exp()
 
     @property
     def probs(self) -> Tensor:

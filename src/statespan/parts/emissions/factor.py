@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, LowRankMultivariateNormal
 
 from statespan.errors import StatespanError
-from statespan.part import FiniteEmission, Generative, Part
+from statespan.part import FiniteEmission, Generative, Part, positive
 from statespan.parts.emissions.common import spread_out
 from statespan.parts.emissions.normal import completed, log_normal
 from statespan.sequences import Event
@@ -49,6 +49,8 @@ class FactorGaussian(Part, FiniteEmission, Generative):
         first: Tensor
         second: Tensor
 
+    noise = positive("log_noise", "Variances, (K, D).")
+
     def __init__(
         self,
         dim: int = 2,
@@ -78,11 +80,6 @@ class FactorGaussian(Part, FiniteEmission, Generative):
             self.mean = nn.Parameter(torch.randn(states, dim) if given is None else given[0].clone())
             self.loadings = nn.Parameter(torch.randn(states, dim, rank) / 2 if given is None else given[1].clone())
             self.log_noise = nn.Parameter(torch.zeros(states, dim) if given is None else given[2].log())
-
-    @property
-    def noise(self) -> Tensor:
-        """Variances, (K, D)."""
-        return self.log_noise.exp()
 
     @property
     def covariance(self) -> Tensor:

@@ -11,9 +11,8 @@ from torch.distributions import Exponential as ExponentialDistribution
 from torch.distributions import Gamma as GammaDistribution
 from torch.distributions import LogNormal as LogNormalDistribution
 
-from statespan.errors import StatespanError
-from statespan.part import Generative, Part
-from statespan.parts.emissions.common import root, table
+from statespan.part import Generative, Part, positive
+from statespan.parts.emissions.common import root, table, tables
 from statespan.parts.emissions.exponential import ExponentialFamily, Sums, averages
 from statespan.parts.priors import gamma, log_gamma
 from statespan.sequences import Event, Support
@@ -45,6 +44,8 @@ class Exponential(Part, ExponentialFamily, Generative):
         [2.0, 0.25]
     """
 
+    rate = positive("log_rate", "One over the means, (K, D).")
+
     def __init__(
         self,
         dim: int = 1,
@@ -61,11 +62,6 @@ class Exponential(Part, ExponentialFamily, Generative):
         self.prior = gamma(prior, "Exponential(prior=)")
         if self.states is not None:
             self.log_rate = nn.Parameter(torch.randn(self.states, self.dim) if given is None else given.log())
-
-    @property
-    def rate(self) -> Tensor:
-        """(K, D)."""
-        return self.log_rate.exp()
 
     @property
     def mean(self) -> Tensor:
@@ -125,6 +121,9 @@ class Gamma(Part, ExponentialFamily, Generative):
 
     neutral = 1.0
 
+    concentration = positive("log_concentration", "The shape a, (K, D).")
+    rate = positive("log_rate", "The rate b, (K, D).")
+
     def __init__(
         self,
         dim: int = 1,
@@ -134,28 +133,14 @@ class Gamma(Part, ExponentialFamily, Generative):
         floor: float = 1e-6,
     ):
         super().__init__()
-        a = b = None
-        if concentration is not None or rate is not None:
-            if concentration is None or rate is None:
-                raise StatespanError("Gamma needs both concentration= and rate=, or the sizes instead")
-            a, b = table(concentration, "Gamma(concentration=)", 0.0), table(rate, "Gamma(rate=)", 0.0)
+        a, b = tables("Gamma", concentration=(concentration, 0.0), rate=(rate, 0.0))
         self.states, self.dim = (states, dim) if a is None else a.shape
         self.remember(dim=self.dim, states=self.states, concentration=None, rate=None)
         self.event, self.floor = Event(1, None, self.dim, POSITIVE), floor
         if self.states is not None:
             shape = self.states, self.dim
             self.log_concentration = nn.Parameter(torch.randn(shape) / 2 if a is None else a.log())
-            self.log_rate = nn.Parameter(torch.randn(shape) / 2 if b is None else b.log().expand(shape).clone())
-
-    @property
-    def concentration(self) -> Tensor:
-        """(K, D)."""
-        return self.log_concentration.exp()
-
-    @property
-    def rate(self) -> Tensor:
-        """(K, D)."""
-        return self.log_rate.exp()
+            self.log_rate = nn.Parameter(torch.randn(shape) / 2 if b is None else b.log())
 
     @property
     def mean(self) -> Tensor:
@@ -219,6 +204,8 @@ class LogNormal(Part, ExponentialFamily, Generative):
 
     neutral = 1.0
 
+    scale = positive("log_scale", "The standard deviation of log y, (K, D).")
+
     def __init__(
         self,
         dim: int = 1,
@@ -228,23 +215,14 @@ class LogNormal(Part, ExponentialFamily, Generative):
         floor: float = 1e-6,
     ):
         super().__init__()
-        m = s = None
-        if loc is not None or scale is not None:
-            if loc is None or scale is None:
-                raise StatespanError("LogNormal needs both loc= and scale=, or the sizes instead")
-            m, s = table(loc, "LogNormal(loc=)"), table(scale, "LogNormal(scale=)", 0.0)
+        m, s = tables("LogNormal", loc=(loc,), scale=(scale, 0.0))
         self.states, self.dim = (states, dim) if m is None else m.shape
         self.remember(dim=self.dim, states=self.states, loc=None, scale=None)
         self.event, self.floor = Event(1, None, self.dim, POSITIVE), floor
         if self.states is not None:
             shape = self.states, self.dim
             self.loc = nn.Parameter(torch.randn(shape) if m is None else m.clone())
-            self.log_scale = nn.Parameter(torch.zeros(shape) if s is None else s.log().expand(shape).clone())
-
-    @property
-    def scale(self) -> Tensor:
-        """(K, D)."""
-        return self.log_scale.exp()
+            self.log_scale = nn.Parameter(torch.zeros(shape) if s is None else s.log())
 
     @property
     def mean(self) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from statespan.part import FiniteEmission, Generative, Part
+from statespan.part import FiniteEmission, Generative, Part, positive
 from statespan.parts.emissions.common import root, table
 from statespan.parts.emissions.gaussian import Gaussian
 from statespan.parts.emissions.normal import completed, distances
@@ -49,6 +49,8 @@ class StudentT(Part, FiniteEmission, Generative):
         second: Tensor
         logs: Tensor
 
+    df = positive("log_df", "The degrees of freedom, (K,).")
+
     def __init__(
         self,
         dim: int = 1,
@@ -71,11 +73,6 @@ class StudentT(Part, FiniteEmission, Generative):
             given = torch.full((self.states,), 4.0) if df is None else torch.as_tensor(df, dtype=torch.float64)
             given = table(given.expand(self.states)[:, None], "StudentT(df=)", 0.0)[:, 0]
             self.log_df = nn.Parameter(given.log().to(self.normal.mean.dtype))
-
-    @property
-    def df(self) -> Tensor:
-        """(K,)."""
-        return self.log_df.exp()
 
     @property
     def loc(self) -> Tensor:
