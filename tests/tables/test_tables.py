@@ -51,6 +51,14 @@ def test_rows_of_a_sequence_need_not_stand_together(file):
     assert [x.tolist() for x in data.y(Event(1, None, 1))] == [[[1], [3]], [[2]]]
 
 
+def test_what_is_guessed_is_said(file):
+    data = read(file(",a\n0,1.5\n1,?\n2,-\n"))
+    assert data.notes[0].startswith("the first column has no name")
+    assert data.notes[1] == "column a: '?' is read as missing, and 1 more like it"
+    hours = "".join(f"{day:02}/01/2024 {hour}:00,1\n" for day in (1, 2, 3) for hour in range(24))
+    assert read(file("t,x\n" + hours), time="t").calendar == ("h", True), "01/02 is no first of February here"
+
+
 def test_symbols_keep_their_numbers_for_the_next_file(file):
     known = read(file("s\n10\n9\n\n10\n"), symbols=["s"]).columns
     assert known.words == {"s": ("9", "10")}, "in the order of numbers, not of letters"
@@ -72,6 +80,12 @@ def test_symbols_keep_their_numbers_for_the_next_file(file):
         ("a, b\n 1e3 , -2.5\n", [[1000, -2.5]]),
         ("a,b\n1\n", [[1, np.nan]]),
         ('a,b\n"1",2\n', [[1, 2]]),
+        ("a;b\n1,5;2\n1;-,5e1\n", [[1.5, 2], [1, -5]]),
+        ("a\n17,100.0\n900\n", [[17100], [900]]),
+        ("a b\n1 2\n3 4e1\n", [[1, 2], [3, 40]]),
+        ("a;b;\n1;2;\n", [[1, 2]]),
+        (",a\n0,1\n1,2\n", [[1], [2]]),  # an index, as pandas writes it
+        ("a\n1\n?\n-\n3\n", [[1], [np.nan], [np.nan], [3]]),
     ],
 )
 def test_csv_as_it_comes(file, text, values):
@@ -85,7 +99,7 @@ def test_csv_as_it_comes(file, text, values):
         ("a,b\n", {}, "a.csv: the file holds no rows"),
         ("a\n1\nx\n3", {}, "a.csv, line 3, column a: 'x' is no finite number; mend it, or leave it empty"),
         ("\n\na\n1\nx\n3", {}, "a.csv, line 5, column a: 'x'"),
-        ("a;b\n1,5;2\n1;2\n", {}, "line 2, column a: '1,5' is no finite number; write 1.5"),
+        ("a;b\n1,234;2\n1;2\n", {}, "line 2, column a: '1,234' is no finite number; write 1234 or 1.234"),
         ("a,b\n1,inf\n", {}, "line 2, column b: 'inf' is no finite number"),
         ("a,b\n1,2,3\n", {}, "more cells than the header"),
         ("a,b\n1,2\n1,2,3\n", {}, "line 3"),

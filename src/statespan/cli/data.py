@@ -48,7 +48,7 @@ Iterations = Annotated[int, typer.Option(help="Iterations at most; of online and
 LearningRate = Annotated[float | None, typer.Option(help="Of sgd; 0.05 by default.")]
 Batch = Annotated[int | None, typer.Option(help="Sequences a step of online (32 by default) or sgd (all by default).")]
 Restarts = Annotated[int | None, typer.Option(help="Starts, the best is kept; 4, of linear-gaussian 1.")]
-Seed = Annotated[int, typer.Option(help="Makes the answer repeatable.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Makes the answer repeatable.")]
 
 
 def add(app: typer.Typer) -> None:
@@ -138,6 +138,7 @@ def ask(
 def _check(out: Path | None, plot: Path | None) -> None:
     if out is not None:
         writer(out)
+        screen.check_file(out)
     screen.check_plot(plot)
 
 
@@ -203,8 +204,10 @@ def located(data: Data) -> Iterator[None]:
 def fit(
     data: DataFile,
     model: Annotated[str, typer.Option(help="hmm or linear-gaussian.")] = "hmm",
-    states: Annotated[int, typer.Option(help="How many hidden states an hmm has.")] = 2,
-    state: Annotated[int, typer.Option(help="How many numbers the state of a linear-gaussian model is.")] = 1,
+    states: Annotated[int | None, typer.Option(help="How many hidden states an hmm has; 2 by default.")] = None,
+    state: Annotated[
+        int | None, typer.Option(help="How many numbers the state of a linear-gaussian model is; 1 by default.")
+    ] = None,
     emission: Emission = None,
     columns: Columns = "",
     inputs: Inputs = "",
@@ -233,6 +236,7 @@ def fit(
     from statespan.cli.models import Wanted, make
 
     _check(None, plot)
+    screen.check_file(out)
     given, extra = _to_fit(data, columns, inputs, symbols, emission, sequence, time, every, characters, at_least)
     screen.note(given.notes)
     wanted = Wanted(states, state, emission, covariance, components, seed)
@@ -284,13 +288,23 @@ def _to_fit(
 ) -> tuple[Data, dict[str, Any]]:
     """Data to fit, and what is to be kept with the model."""
     from statespan.cli.models import named_columns, of_symbols
+    from statespan.language.corpora import utf8
+    from statespan.tables.files import spaced
 
     if path.suffix.lower() in TEXTS:
-        if inputs:
-            raise StatespanError(f"--inputs {inputs}: a text has no columns; leave it out")
+        options = {"columns": columns, "inputs": inputs, "symbols": symbols, "sequence": sequence, "time": time}
+        for option, value in (options | {"every": every, "emission": emission}).items():
+            if value:
+                raise StatespanError(
+                    f"--{option} {value}: {path} is read as a text, which has no columns; leave it out"
+                )
+        if spaced(utf8(path)):
+            raise StatespanError(f"{path}: columns of numbers, in a name that is read as sentences; end it in .csv")
         level = "characters" if characters else "words"
         data, vocabulary = read_words(path, None, level, at_least)
         return data, {"vocabulary": vocabulary.to_json(), "level": level}
+    if characters:
+        raise StatespanError(f"--characters: {path} is no text ({', '.join(TEXTS)}); leave it out")
     asked, coded, acting = split(columns), split(symbols), split(inputs)
     groups = named_columns(emission)
     if groups:
@@ -304,6 +318,9 @@ def _to_fit(
         asked = asked or _only(path, sequence, time, acting)
         coded += asked
     data = read(path, asked, coded, sequence, time, every, inputs=acting)
+    for name, column in zip(data.columns.names, data.values.T, strict=True):
+        if not (column == column).any():
+            raise StatespanError(f"{path}: column {name} is empty, and says nothing; leave it out with --columns")
     if not groups:
         data = data.ordered(key=lambda name: name in data.columns.words)
     return data, {"columns": data.columns.to_json()}
@@ -315,7 +332,7 @@ def _only(path: Path, sequence: str | None, time: str | None, inputs: list[str])
 
     table = read_table(path)
     keys = {table.name(key) for key in (sequence, time, *inputs) if key is not None} | {table.sequence}
-    return [name for name in table.frame.columns if name not in keys]
+    return table.observed(keys)
 
 
 # ---------------------------------------------------------------------------------------------- questions
@@ -451,7 +468,7 @@ def forecast(
     data: DataFile,
     steps: Annotated[int, typer.Option(help="How many steps ahead.")] = 10,
     quantiles: Annotated[str, typer.Option(help="Which quantiles.")] = "0.05,0.25,0.5,0.75,0.95",
-    samples: Annotated[int, typer.Option(help="Futures drawn, for the quantiles.")] = 2000,
+    samples: Annotated[int, typer.Option(min=1, help="Futures drawn, for the quantiles.")] = 2000,
     seed: Seed = 0,
     columns: Columns = "",
     inputs: Inputs = "",
@@ -627,22 +644,27 @@ def compare(
     _check(out, plot)
     *models, data = files
     counts = _counts(states)
+    if folds < 0:
+        raise StatespanError(f"--folds {folds}: give 2 or more, or 0 to do without")
     if not models and not counts:
         raise StatespanError("compare: give model files before the data, or numbers of states as --states 2-6")
     rows: list[dict[str, Any]] = []
+    seen: set[tuple[str, ...]] = set()
     for path in models:
         model, extra = open_model(path)
         given = read_for(data, extra, columns, inputs, sequence, time, every)
         screen.note(() if rows else given.notes)
+        seen.add(given.columns.names)
         with located(given):
             rows.append({"model": str(path)} | summary.criteria(model, given))
     if counts:
         given, _ = _to_fit(data, columns, inputs, symbols, emission, sequence, time, every, False, 2)
         screen.note(given.notes)
+        seen.add(given.columns.names)
         starts = fitting.STARTS if restarts is None else restarts
         plan = fitting.Plan(by, iterations, learning_rate, batch, starts, seed)
         for count in counts:
-            wanted = Wanted(count, 1, emission, covariance, components, seed)
+            wanted = Wanted(count, None, emission, covariance, components, seed)
 
             def maker(number: int, wanted: Wanted = wanted) -> Any:
                 return make("hmm", given, wanted._replace(seed=number))
@@ -657,7 +679,12 @@ def compare(
                 deliver(pandas().DataFrame(rows), out, as_json)
                 raise screen.Stopped("what was compared is shown")
             rows.append(row)
-    deliver(pandas().DataFrame(rows), out, as_json)
+    frame = pandas().DataFrame(rows)
+    if "states" in frame:
+        frame["states"] = frame["states"].astype("Int64")  # a model without is no 3.0 for the others
+    deliver(frame, out, as_json)
+    if len(seen) > 1:
+        screen.note(["the models observe different columns, and their likelihoods do not compare"])
     if plot is not None:
         screen.save_plot(plot_criteria(rows), plot)
 
@@ -667,7 +694,7 @@ def _counts(text: str) -> list[int]:
     found: list[int] = []
     for each in split(text):
         low, dash, high = each.partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()) or int(low) < 1:
+        if not low.isdigit() or (dash and not high.isdigit()) or not 1 <= int(low) <= int(high or low):
             raise StatespanError(f"--states {text}: give numbers, as in 2-6 or 2,4,8")
         found += range(int(low), int(high or low) + 1)
     return list(dict.fromkeys(found))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from statespan.cli import screen
+from statespan.cli.screen import chosen
 from statespan.errors import StatespanError
 from statespan.tables import Data
 
@@ -54,7 +55,7 @@ class _Best:
     def see(self, model: Any, likelihood: float) -> None:
         """After an iteration."""
         self.iterations += 1
-        if likelihood > self.likelihood or self.model is None:
+        if likelihood > self.likelihood:
             self.likelihood, self.model, self.state = likelihood, model, copy.deepcopy(model.state_dict())
             self.notes = []
 
@@ -110,7 +111,7 @@ def fit(make: Callable[[int], Any], data: Data, plan: Plan, what: str = "fitting
             if best.model is None:
                 raise
             return best.fitted(True)
-    if best.model is None:
+    if len(errors) == plan.restarts:
         raise errors[0]
     if errors:
         best.notes.append(f"{len(errors)} of {plan.restarts} starts failed; the first: {errors[0]}")
@@ -145,12 +146,13 @@ def _fitter(plan: Plan, model: Any) -> Any:
     from statespan.fit.fitting import usual
 
     makers = {"em": EM, "vi": VI, "online": OnlineEM, "lbfgs": LBFGS, "sgd": SGD}
-    if plan.by is not None and plan.by not in makers:
-        raise StatespanError(f"--by {plan.by}: choose one of {', '.join(makers)}")
-    by = plan.by or next(name for name, maker in makers.items() if maker is usual(model))
+    by = next(name for name, maker in makers.items() if maker is usual(model))
+    by = by if plan.by is None else chosen("--by", plan.by, makers)
     options: dict[str, Any] = {"epochs" if by in PASSES else "iterations": plan.iterations}
     if plan.learning_rate is not None and by != "sgd":
         raise StatespanError(f"--learning-rate {plan.learning_rate:g}: {by} has none; leave it out, or say --by sgd")
+    if plan.learning_rate is not None and not 0 < plan.learning_rate < float("inf"):
+        raise StatespanError(f"--learning-rate {plan.learning_rate:g}: give a number above 0")
     if plan.batch is not None and plan.batch < 1:
         raise StatespanError(f"--batch {plan.batch}: give at least 1")
     if plan.batch is not None and by not in PASSES:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import statespan as ss
+from statespan.cli.screen import chosen
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission
 from statespan.tables import Data
@@ -16,8 +17,8 @@ LANGUAGE = "categorical"
 class Wanted(NamedTuple):
     """What a user asked a model to be: the options of its sizes, its emission and its seed."""
 
-    states: int
-    state: int
+    states: int | None
+    state: int | None
     emission: str | None
     covariance: str | None
     components: int | None
@@ -64,14 +65,16 @@ def make(kind: str, data: Data, wanted: Wanted) -> Any:
     Raises:
         StatespanError: the kind or the emission is not known, or does not go with the data.
     """
-    maker = MODELS.get(kind)
-    if maker is None:
-        raise StatespanError(f"--model {kind}: choose one of {', '.join(MODELS)}")
-    return maker(data, wanted)
+    return MODELS[chosen("--model", kind, MODELS)](data, wanted)
 
 
 def _hmm(data: Data, wanted: Wanted) -> Any:
     """A hidden Markov model."""
+    if wanted.state is not None:
+        raise StatespanError(f"--state {wanted.state}: an hmm has --states {wanted.state}; write that")
+    states = 2 if wanted.states is None else wanted.states
+    if states > len(data.values):
+        raise StatespanError(f"--states {states}: more than the data have steps, {len(data.values)}; use fewer")
     columns, words = data.columns.names, data.columns.words
     groups = named_columns(wanted.emission)
     if not groups and wanted.emission is not None:
@@ -84,8 +87,8 @@ def _hmm(data: Data, wanted: Wanted) -> Any:
     emission = parts[0] if len(parts) == 1 else ss.Product(*parts)
     moves = None
     if data.columns.inputs and not any(part.takes_inputs for part in parts):
-        moves = ss.SoftmaxTransition(wanted.states, len(data.columns.inputs))
-    return ss.hmm(states=wanted.states, emission=emission, transition=moves, seed=wanted.seed)
+        moves = ss.SoftmaxTransition(states, len(data.columns.inputs))
+    return ss.hmm(states=states, emission=emission, transition=moves, seed=wanted.seed)
 
 
 def _options(wanted: Wanted, names: Sequence[str]) -> dict[str, Any]:
@@ -125,19 +128,31 @@ def _linear_gaussian(data: Data, wanted: Wanted) -> Any:
     import numpy as np
 
     if data.columns.words:
-        raise StatespanError(f"--model linear-gaussian: column {next(iter(data.columns.words))} holds words")
+        column = next(iter(data.columns.words))
+        raise StatespanError(f"--model linear-gaussian: column {column} holds words; name others with --columns")
+    if wanted.states is not None:
+        raise StatespanError(
+            f"--states {wanted.states}: a linear-gaussian model has --state {wanted.states}; write that"
+        )
+    size = 1 if wanted.state is None else wanted.state
+    if size < 1:
+        raise StatespanError(f"--state {size}: use at least one")
     if any(x is not None for x in (wanted.emission, wanted.covariance, wanted.components)):
         raise StatespanError(
             "--model linear-gaussian: --emission, --covariance and --components are for hmm; leave them out"
         )
     acting = len(data.columns.inputs)
     values = data.values
-    mean, variance = np.nanmean(values, 0), np.nanvar(values, 0)
+    with np.errstate(over="ignore"):
+        mean, variance = np.nanmean(values, 0), np.nanvar(values, 0)
+    if not np.isfinite(variance).all():
+        column = data.columns.names[int(np.isinf(variance).argmax())]
+        raise StatespanError(f"column {column}: its values are so large that their variance is infinite; divide them")
     spread = np.sqrt(np.where(variance > 0, variance, 1.0))
-    loadings = np.random.default_rng(wanted.seed).standard_normal((len(mean), wanted.state)) * spread[:, None]
+    loadings = np.random.default_rng(wanted.seed).standard_normal((len(mean), size)) * spread[:, None]
     return ss.linear_gaussian(
-        state_noise=0.2 * np.eye(wanted.state),
-        observation=loadings / wanted.state**0.5,
+        state_noise=0.2 * np.eye(size),
+        observation=loadings / size**0.5,
         observation_noise=np.diag(0.5 * spread**2),
         observation_offset=mean,
         observation_inputs=np.zeros((len(mean), acting)) if acting else None,
@@ -149,9 +164,7 @@ MODELS: dict[str, Callable[[Data, Wanted], Any]] = {"hmm": _hmm, "linear-gaussia
 
 def _emission(name: str) -> type[Any]:
     found = emissions()
-    if name not in found:
-        raise StatespanError(f"--emission {name}: choose one of {', '.join(found)}")
-    return found[name]
+    return found[chosen("--emission", name, found)]
 
 
 def _parameters(cls: type[Any]) -> Any:

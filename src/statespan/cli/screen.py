@@ -1,9 +1,11 @@
 """What the data commands show: progress while fitting, a summary, tables on a screen and CSV in a pipe."""
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from statespan.errors import StatespanError
 from statespan.tables.write import json_of, text_of
 
 MOST_ROWS = 30
@@ -27,6 +30,21 @@ def console(stderr: bool = False) -> Console:
     """Standard output or error; where it is no terminal, of a fixed width."""
     found = Console(highlight=False, stderr=stderr)
     return found if found.is_terminal else Console(highlight=False, stderr=stderr, width=PLAIN_WIDTH)
+
+
+def chosen(option: str, value: str, names: Iterable[str]) -> str:
+    """One of several names, in small letters or large.
+
+    Raises:
+        StatespanError: it is none of them; says which it may have been, and all there are.
+    """
+    names = list(names)
+    if value.lower() in names:
+        return value.lower()
+    near = get_close_matches(value.lower(), names, 1)
+    raise StatespanError(
+        f"{option} {value}: {f'did you mean {near[0]}? ' if near else ''}choose one of {', '.join(names)}"
+    )
 
 
 def note(notes: Sequence[str]) -> None:
@@ -47,8 +65,9 @@ def show(frame: Any, as_json: bool) -> None:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in frame.columns:
             table.add_column(str(name), justify="right" if frame[name].dtype.kind in "iuf" else "left", no_wrap=True)
+        values = frame.astype(object).where(frame.notna(), None)
         for i in range(rows) if rows <= MOST_ROWS else [*range(half), -1, *range(rows - half, rows)]:
-            table.add_row(*(["..."] * len(frame.columns) if i < 0 else [cell(frame[n].iloc[i]) for n in frame.columns]))
+            table.add_row(*(["..."] * len(frame.columns) if i < 0 else map(cell, values.iloc[i])))
         console().print(table)
         if rows > MOST_ROWS:
             console().print(f"{rows:,} rows; --out FILE keeps them all", markup=False)
@@ -59,7 +78,7 @@ def cell(value: Any) -> str:
     if value is None or value != value:
         return ""
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e5 or abs(value) >= 1e15 else f"{value:,.0f}"
+        return f"{value:.4g}" if abs(value) < 9999.5 or abs(value) >= 1e15 else f"{value:,.0f}"
     return str(value).removesuffix(" 00:00:00")
 
 
@@ -104,16 +123,24 @@ def progress(restarts: int, iterations: int, what: str = "fitting") -> Iterator[
         yield follow
 
 
+def check_file(path: Path) -> None:
+    """That a file can be written there, before any work is done."""
+    if path.is_dir():
+        raise StatespanError(f"{path}: this is a directory; name a file in it")
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise StatespanError(f"cannot write {path}: {folder} takes no files; choose another place")
+
+
 def check_plot(path: Path | None) -> None:
     """That a picture can be written under that name, before any work is done."""
     if path is None:
         return
+    check_file(path)
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib.backend_bases import FigureCanvasBase
-
-    from statespan.errors import StatespanError
 
     known = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.lower().removeprefix(".") not in known:

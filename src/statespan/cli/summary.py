@@ -30,7 +30,7 @@ def show(model: Any, data: Data) -> None:
     screen = console()
     rows = len(data.values)
     gaps = int(np.isnan(data.values).sum())
-    said = f"{data.path}: {len(data.ends):,} sequence{'s' if len(data.ends) > 1 else ''}, {rows:,} steps"
+    said = f"{data.path}: {len(data.ends):,} sequence{'s' if len(data.ends) > 1 else ''}, {_steps(f'{rows:,}')}"
     said += f", {gaps:,} missing" if gaps else ""
     screen.print(f"{said}; {', '.join(data.columns.names)}\n", markup=False, soft_wrap=True)
     screen.print(tabulate(*_describe(model, data)))
@@ -54,11 +54,15 @@ def _describe(model: Any, data: Data) -> tuple[list[str], list[list[Any]]]:
     header = ["state", "share", *(["stays"] if stays is not None else []), *emitted]
     rows: list[list[Any]] = []
     for k in range(min(len(share), MOST_STATES)):
-        stay = [] if stays is None else ["for good" if stays[k] > len(probs) else f"{stays[k]:.3g} steps"]
+        stay = [] if stays is None else ["for good" if stays[k] > len(probs) else _steps(f"{stays[k]:.3g}")]
         rows.append([str(k), f"{100 * share[k]:.1f} %", *stay, *(column[k] for column in emitted.values())])
     if len(share) > MOST_STATES:
         rows.append([f"and {len(share) - MOST_STATES} more"] + [""] * (len(header) - 1))
     return header, rows
+
+
+def _steps(count: str) -> str:
+    return f"{count} step" if count == "1" else f"{count} steps"
 
 
 def _stays(model: Any) -> Any:

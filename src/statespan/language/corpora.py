@@ -1,5 +1,6 @@
 """Text corpora, read into sentences of words and tags."""
 
+import codecs
 import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -312,10 +313,12 @@ def utf8(path: str | Path) -> str:
     except OSError as error:
         raise StatespanError(f"{path}: cannot be read: {error.strerror}") from None
     try:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return data.decode("utf-16")
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise StatespanError(
             f"{path}, line {line}: not UTF-8 at byte {error.start} (0x{data[error.start]:02x}); "
-            f"convert it, as in: iconv -f latin1 -t utf-8"
+            f"convert it, as in: iconv -f latin1 -t utf-8 {path}"
         ) from None

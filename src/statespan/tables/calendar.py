@@ -15,7 +15,9 @@ Times: TypeAlias = Any
 
 
 def parse(table: Table, column: str) -> Times:
-    """A column of times: numbers (years, seconds), or dates; day first where month first is impossible.
+    """A column of times: numbers (years, seconds), or dates.
+
+    The day comes first where the month cannot, where the steps are then more even, and where points set them apart.
 
     Raises:
         StatespanError: a cell is missing or is no time; names it.
@@ -33,10 +35,11 @@ def parse(table: Table, column: str) -> Times:
             warnings.simplefilter("ignore")  # of a guessed order of day and month, which is checked here
             try:
                 orders = (False,) if bool(cells[there].str.match(r"\d{4}").any()) else (False, True)
+                orders = orders[::-1] if bool(cells[there].str.match(r"\d+\.").all()) else orders
                 found = [pd.to_datetime(cells, errors="coerce", dayfirst=first) for first in orders]
             except (ValueError, TypeError):  # offsets from UTC that differ
                 found = [pd.to_datetime(cells, errors="coerce", utc=True)]
-        times = pd.Index(min(found, key=lambda each: int(each.isna().sum())))
+        times = pd.Index(min(found, key=lambda each: (int(each.isna().sum()), len(each.sort_values().diff().unique()))))
     wrong = np.asarray(times.isna())
     if wrong.any():
         place = table.frame.index[int(wrong.argmax())]

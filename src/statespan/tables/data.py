@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from statespan.language.vocabulary import Vocabulary
 
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
-PLACE = re.compile(r"sequence (\d+), step (\d+)")
+PLACE = re.compile(r"sequence (\d+), step (\d+)(?:, column (\d+))?")
+MANY_WORDS = 30
+"""More words in a column than this may be numbers that could not be read, or names."""
 
 
 class Columns(NamedTuple):
@@ -156,10 +158,13 @@ class Data(NamedTuple):
         found = PLACE.search(message)
         if not found:
             return message if message.startswith((self.path, "--")) else f"{self.path}: {message}"
-        sequence, step = map(int, found.groups())
+        sequence, step, column = (None if text is None else int(text) for text in found.groups())
+        assert sequence is not None and step is not None
         if sequence >= len(self.ends) or step >= self.ends[sequence]:
             return f"{self.path}: {message}"
         place = f"{self.path}, {self.row} {self.places[self.starts[sequence] + step]}"
+        if column is not None and column < len(self.columns.names):
+            place += f", column {self.columns.names[column]}"
         return message[: found.start()] + place + message[found.end() :]
 
 
@@ -214,6 +219,11 @@ def read(
             codes = table.numbers(name)
         coded.append(codes)
         words |= {name: known_words} if known_words is not None else {}
+    table.notes.extend(
+        f"column {name} holds {len(of):,} different words, such as {of[0]!r}"
+        for name, of in words.items()
+        if known is None and len(of) > MANY_WORDS
+    )
     values = np.stack(coded, 1)
     if np.isnan(values).all():
         raise StatespanError(f"{path}: nothing is observed in {', '.join(names)}; every cell is empty")
@@ -312,7 +322,11 @@ def _observed(table: Table, asked: Sequence[str], keys: set[str | None], known: 
     if both or len(set(names)) < len(names):
         twice = (both or [name for name in names if names.count(name) > 1])[0]
         raise StatespanError(f"--columns: {twice} is {'no observation' if both else 'named twice'}; leave it out")
-    names = names or [name for name in table.frame.columns if name not in keys]
+    if not names and table.unnamed is not None and table.unnamed not in keys:
+        table.notes.append(
+            "the first column has no name and is not observed; --time 0 or --columns 0,... says otherwise"
+        )
+    names = names or table.observed(keys)
     if not names:
         raise StatespanError(f"{table.path}: no column is left to observe; it has {table.names()}")
     return names
@@ -366,7 +380,7 @@ def _arrange(table: Table, columns: Columns, values: NDArray[np.float64], given:
     """Rows sequence by sequence, in the order of time, with absent steps put in."""
     pd = pandas()
 
-    rows, notes = len(values), []
+    rows, notes = len(values), table.notes
     places = table.frame.index.to_numpy()
     codes, labels = np.zeros(rows, np.int64), ["0"]
     if columns.sequence is not None:

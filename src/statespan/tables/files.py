@@ -2,10 +2,12 @@
 
 import csv
 import io
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +15,32 @@ from numpy.typing import NDArray
 from statespan.errors import StatespanError
 from statespan.language.corpora import utf8
 
-MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "<NA>")
-"""Cells that stand for nothing; `None` and `-` may be words."""
+MISSING = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "<NA>")
+"""Cells that stand for nothing."""
+
+MARKS = ("?", "-", "--", ".", "*", "None", "none", "missing")
+"""Cells that stand for nothing among numbers; elsewhere they may be words."""
 
 SEPARATORS = ("\t", ";", ",")
+
+NOT_READ = (
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".json",
+    ".jsonl",
+    ".feather",
+    ".h5",
+    ".mat",
+    ".pkl",
+    ".gz",
+    ".zip",
+    ".safetensors",
+)
+"""Endings of files that hold no text of columns."""
+
+THOUSANDS = r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?"
+DECIMAL_COMMA = r"[+-]?(\d{1,3}(\.\d{3})+|\d+|(?=,))(,\d+)?([eE][+-]?\d+)?"
 
 
 Frame: TypeAlias = Any
@@ -31,7 +55,8 @@ def pandas() -> Any:
     return pandas
 
 
-class Table(NamedTuple):
+@dataclass(frozen=True)
+class Table:
     """A file's columns.
 
     Args:
@@ -39,12 +64,16 @@ class Table(NamedTuple):
         frame: the cells, strings where the file is text; the index is where each row stands in the file.
         row: what a row's place is called: a line (from 1) of a text, a row (from 0) of an array.
         sequence: the column that tells sequences apart, where the file itself says so.
+        unnamed: the first column, where the header gives it no name: an index, as pandas writes it.
+        notes: what a user should know of how cells were read; it grows as columns are.
     """
 
     path: str
     frame: Frame
     row: str
     sequence: str | None = None
+    unnamed: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     def at(self, place: Any, column: str | None = None) -> str:
         """Where a cell stands, for an error."""
@@ -79,8 +108,12 @@ class Table(NamedTuple):
             return cells, ~np.asarray(cells.isna() | cells.isin(MISSING), bool)
         return cells, cells.notna().to_numpy(bool)
 
+    def observed(self, keys: Collection[str | None]) -> list[str]:
+        """The columns that are observed where none is named: all but `keys` and one without a name."""
+        return [name for name in self.frame.columns if name not in keys and name != self.unnamed]
+
     def numbers(self, column: str) -> NDArray[np.float64]:
-        """A column as numbers, NaN where missing.
+        """A column as numbers, NaN where missing; decimal commas and marks such as `?` are read, and noted.
 
         Raises:
             StatespanError: a cell is no number, or infinite; names it and the fix.
@@ -88,20 +121,38 @@ class Table(NamedTuple):
         cells, there = self.cells(column)
         found = _as_numbers(cells, there)
         wrong = there & ~np.isfinite(found)
+        if wrong.any() and np.isfinite(found).any():
+            marks = wrong & _marks(cells)
+            wrong &= ~marks
+            self._note(column, cells[marks], "missing")
         if wrong.any():
             first = int(wrong.argmax())
             text = str(cells.iloc[first])
             comma = text.replace(",", ".")
-            fix = f"write {comma}" if _is_number(comma) else "mend it, or leave it empty for missing"
+            fix = f"write {comma}" if comma != text and _is_number(comma) else "mend it, or leave it empty for missing"
+            if re.fullmatch(THOUSANDS, text):
+                fix = f"write {text.replace(',', '')} or {comma}"
             if wrong.sum() == there.sum() and not _is_number(text):
                 fix = f"say --symbols {column} if it holds words, --time {column} if it holds times"
             raise StatespanError(f"{self.at(self.frame.index[first], column)}: {text!r} is no finite number; {fix}")
+        if cells.dtype.kind not in "iufMmb":
+            commas = cells.str.contains(",", regex=False).to_numpy(bool)
+            self._note(column, cells[commas], f"{found[commas.argmax()]:.12g}")
         return found
+
+    def _note(self, column: str, cells: Column, as_what: str) -> None:
+        if len(cells):
+            more = f", and {len(cells) - 1:,} more like it" if len(cells) > 1 else ""
+            said = f"column {column}: {cells.iloc[0]!r} is read as {as_what}{more}"
+            if said not in self.notes:
+                self.notes.append(said)
 
     def wordy(self, column: str) -> bool:
         """Whether a column holds words: something is there, and nothing of it is a number."""
         cells, there = self.cells(column)
-        return bool(there.any()) and not bool((there & ~np.isnan(_as_numbers(cells, there))).any())
+        if not there.any() or not np.isnan(_as_numbers(cells, there)).all():
+            return False
+        return not bool(cells[there].astype("str").str.fullmatch(THOUSANDS).any())
 
     def words(self, column: str) -> tuple[Column, NDArray[np.bool_]]:
         """A column as words, and which are there; whole numbers are written without a point."""
@@ -115,8 +166,8 @@ def read_table(path: str | Path) -> Table:
     r"""Read a file of columns, in the format that its name's ending tells.
 
     `.parquet` and `.pq` are Parquet; `.npy` one array, (T,), (T, D) or (N, T, D); `.npz` such an array or columns by
-    name; anything else is text with a header: CSV, separated by commas, semicolons or tabs. Where the first line holds
-    numbers alone it is data, and the columns are called 0, 1, ...
+    name; anything else is text with a header: CSV, separated by commas, semicolons or tabs, or numbers by spaces. Where
+    the first line holds numbers alone it is data, and the columns are called 0, 1, ...
 
     Args:
         path: the file.
@@ -134,6 +185,8 @@ def read_table(path: str | Path) -> Table:
     path = Path(path)
     if not path.exists():
         raise StatespanError(f"{path}: there is no such file; check the name")
+    if path.suffix.lower() in NOT_READ:
+        raise StatespanError(f"{path}: a {path.suffix} is no file of columns; save it as .csv or .parquet")
     readers: dict[str, Callable[[Path], Table]] = {
         ".parquet": _parquet,
         ".pq": _parquet,
@@ -157,7 +210,9 @@ def _text(path: Path) -> Table:
         raise StatespanError(f"{path}: not a text; name it .npy, .npz or .parquet if it is one of those")
     first = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(SEPARATORS, key=first.count)
-    header = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
+    by_spaces = separator not in first and spaced(text)
+    cells = first.split() if by_spaces else next(csv.reader([first], delimiter=separator), [])
+    header = [cell.strip() for cell in cells]
     named = not all(_is_number(cell) for cell in header)
     twice = next((cell for cell in header if header.count(cell) > 1), None) if named else None
     if twice is not None:
@@ -169,7 +224,7 @@ def _text(path: Path) -> Table:
             warnings.simplefilter("error", pd.errors.ParserWarning)
             frame = pd.read_csv(
                 io.StringIO(text[lead:]),
-                sep=separator,
+                sep=r"\s+" if by_spaces else separator,
                 header=0 if named else None,
                 dtype=str,
                 keep_default_na=False,
@@ -189,8 +244,20 @@ def _text(path: Path) -> Table:
     blank = (frame.fillna("") == "").all(axis=1).to_numpy()
     # An empty line of a single column is a missing cell, but not at the end of the file.
     end = len(blank) - int(np.cumprod(blank[::-1]).sum())
+    if end == 0 < len(blank):
+        raise StatespanError(f"{path}: nothing is observed; every cell is empty")
     frame = frame[~blank] if len(frame.columns) > 1 else frame.iloc[:end]
-    return Table(str(path), frame, "line")
+    nameless = [name for name, cell in zip(frame.columns, header, strict=False) if named and not cell]
+    empty = [name for name in nameless if (frame[name].fillna("") == "").all()]  # separators at the ends of lines
+    frame = frame.drop(columns=empty)
+    unnamed = frame.columns[0] if frame.columns[0] in nameless else None
+    return Table(str(path), frame, "line", unnamed=unnamed)
+
+
+def spaced(text: str) -> bool:
+    """Whether a text is columns of numbers set apart by spaces, as `numpy.savetxt` writes them."""
+    lines = [line.split() for line in text.lstrip().splitlines()[:3]]
+    return len(lines) > 1 and {len(line) for line in lines} == {len(lines[0])} != {1} and all(map(_is_number, lines[1]))
 
 
 def _parquet(path: Path) -> Table:
@@ -258,7 +325,31 @@ def _as_numbers(cells: Column, there: NDArray[np.bool_]) -> NDArray[np.float64]:
 
     if cells.dtype.kind in "Mmb":
         return np.full(len(cells), np.nan)
-    return pd.to_numeric(cells.where(there), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    found = pd.to_numeric(cells.where(there), errors="coerce").to_numpy(np.float64, copy=True, na_value=np.nan)
+    if np.isnan(found[there]).any():
+        there = there & ~_marks(cells)
+        pointed = _pointed(cells[there].astype("str"))
+        if pointed is not None:
+            found[there] = pd.to_numeric(pointed)
+    return found
+
+
+def _marks(cells: Column) -> NDArray[np.bool_]:
+    return np.asarray(cells.isin(MARKS), bool)
+
+
+def _pointed(cells: Column) -> Column | None:
+    """Numbers written with commas, written with points; None where they are none, or 1,234 may be either."""
+    commas = cells[cells.str.contains(",", regex=False)]
+    if not len(commas):
+        return None
+    if commas.str.fullmatch(THOUSANDS).all():
+        clear = commas.str.contains(".", regex=False).any() or (commas.str.count(",") > 1).any()
+        whole = cells.str.replace(",", "", regex=False)
+        return whole if clear and whole.map(_is_number).all() else None
+    if not cells.str.fullmatch(DECIMAL_COMMA).all():
+        return None
+    return cells.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
 
 
 def _is_number(text: str) -> bool:
