@@ -40,6 +40,9 @@ def test_a_frame_has_a_row_a_step():
     padded = model.filter(torch.tensor([[0, 1], [2, 0]]), lengths=[2, 1]).frame()
     assert padded["sequence"] == [0, 0, 1]
     assert list(ss.linear_gaussian(2, 1).smooth([0.0]).frame()) == ["sequence", "step", "mean_0", "mean_1"]
+    chains = ss.factorial_hmm([2, 2], ss.AdditiveGaussian(dim=1), seed=0)
+    apart = chains.smooth([0.0, 1.0], method=ss.StructuredMeanField())
+    assert apart.frame()["marginals_1_0"] == apart.marginals[:, 1, 0].tolist()
     with pytest.raises(ss.StatespanError, match="samples"):
         model.filter([0, 1], method=ss.ParticleFilter(5)).frame()
 

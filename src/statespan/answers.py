@@ -1,5 +1,6 @@
 """What the verbs return."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -98,11 +99,11 @@ class Posterior(NamedTuple):
         return self._value("state")
 
     def frame(self) -> dict[str, Any]:
-        """Columns for a data frame, one row a step: sequence, step, and one column a state or dimension.
+        """Columns for a data frame, a row a step: sequence, step, and a column a state (of each chain) or dimension.
 
         The result is a dictionary of equal-length lists; `pandas.DataFrame(posterior.frame())` makes it a frame.
         """
-        name = next((n for n in ("probs", "mean", "state") if n in self.values), None)
+        name = next((n for n in ("probs", "mean", "state", "marginals") if n in self.values), None)
         if name is None:
             raise StatespanError(f"no frame for a posterior of {', '.join(self.values)}; read those")
         each = [self.values[name]] if self.layout.single else self.values[name]
@@ -112,7 +113,8 @@ class Posterior(NamedTuple):
             "sequence": [i for i, end in enumerate(ends) for _ in range(end)],
             "step": [t for end in ends for t in range(end)],
         }
-        return columns | {f"{name}_{k}": flat[:, k].tolist() for k in range(flat.shape[1])}
+        places = itertools.product(*map(range, flat.shape[1:]))
+        return columns | {"_".join([name, *map(str, k)]): flat[:, *k].tolist() for k in places}
 
     def plot(self, sequence: int = 0, axes: Any = None, **options: Any) -> Any:
         """Draw one sequence's states over time; returns the matplotlib axes.
