@@ -62,6 +62,11 @@ class ProductEmission(Part, FiniteEmission, Generative):
         """The same emissions for K states, if they have none yet."""
         return self if self.states is not None else ProductEmission(*[e.sized(states) for e in self._parts])
 
+    @property
+    def takes_inputs(self) -> bool:
+        """Whether one of them does."""
+        return any(e.takes_inputs for e in self._parts)
+
     def _wrong(self, x: Tensor, there: Tensor) -> Tensor:
         """What each emission says of its own columns."""
         out = torch.zeros_like(there)
