@@ -78,3 +78,27 @@ def test_em_by_segments_is_em():
     fits = [MODELS["low-rank"]().fit(y, by=ss.EM(4, 0, method=m)) for m in (None, ss.Checkpointed(6))]
     for a, b in zip(*(m.parameters() for m in fits), strict=True):
         assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("segment", [1, 4, 50])
+def test_an_emission_that_looks_back_sees_the_segment_before(segment: int):
+    model, method = ss.hmm(3, ss.LinearRegression(2, lags=2), seed=1), ss.Checkpointed(segment)
+    y = model.sample(3, 9, seed=0)[1].double()
+    rows = [row[:n] for row, n in zip(y, (9, 6, 2), strict=True)]
+    rows[0][-1, 1] = rows[1][-1] = math.nan  # at an end: nothing looks back on it
+    assert_close(model.log_prob(rows, method=method), model.log_prob(rows), **TIGHT)
+    for here, there in zip(model.impute(rows, method=method), model.impute(rows), strict=True):
+        assert_close(here, there, **TIGHT)
+    data, _ = ss.verbs.ask(model, rows)
+    here, there = (ss.run(model, m, data, keep=("last",)).last for m in (method, ss.Forward()))
+    assert_close(here.state.probs, there.state.probs, **TIGHT)
+    for a, b in zip(here.fed.recent, there.fed.recent, strict=True):
+        assert_close(a, b, equal_nan=True)
+    here, there = (m.expect(model, m.constants(model), data).statistics.emission for m in (method, ss.Forward()))
+    for a, b in zip(here, there, strict=True):
+        assert_close(a, b, **TIGHT)
+    y[0, 3] = math.nan
+    with pytest.raises(ss.StatespanError, match="sequence 0, step 3 is missing, and the emission of step 4 looks back"):
+        model.log_prob(y, method=method)
+    with pytest.raises(ss.StatespanError, match="with Forward, and futures"):
+        model.forecast(y[2], 2, method=method)

@@ -1,6 +1,7 @@
 """Exact answers for sequences whose posterior would not fit into memory: by segments, made again on the way back."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -8,15 +9,15 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.checkpoint import checkpoint
 
-from statespan.belief import Discrete
+from statespan.belief import Discrete, with_fed
 from statespan.errors import StatespanError
 from statespan.method import Expected, Method, Prepared, Trace, register, run
-from statespan.methods.finite import ACCEPTS, Constants, Moves
+from statespan.methods.finite import ACCEPTS, Constants, Moves, look_back, refuse_gaps, refuse_runs, told_apart
 from statespan.methods.forward import Forward, statistics_of
 from statespan.part import FiniteTransition
 from statespan.sequences import Sequences
 from statespan.shapes import Float
-from statespan.tree import Shared, Tree, add, leaves, replace_leaves
+from statespan.tree import Shared, Tree, add, leaves, replace_leaves, tree_map
 
 SEGMENT = 2**23
 """Numbers (steps times sequences times states) of a segment, where its length is not given."""
@@ -78,6 +79,14 @@ class Checkpointed(Method):
         """Always."""
         return True
 
+    def exact_ahead(self, model: Any) -> bool:
+        """Unless the emission looks back on what is not yet known."""
+        return self.whole.exact_ahead(model)
+
+    def resume(self, model: Any, data: Sequences, belief: Any) -> Sequences:
+        """With what an emission that looks back sees there."""
+        return self.whole.resume(model, data, belief)
+
     def constants(self, model: Any) -> Constants:
         """Stochastic tables from logits."""
         return self.whole.constants(model)
@@ -86,7 +95,7 @@ class Checkpointed(Method):
         """Tables; the likelihoods wait for their segment.
 
         Raises:
-            StatespanError: a model whose moves or emissions see past observations.
+            StatespanError: a model whose moves see past observations.
         """
         _of_states(model)
         tables = model.transition.tables(data.u, constants.transition)
@@ -97,13 +106,13 @@ class Checkpointed(Method):
         """The initial distribution."""
         return self.whole.init(model, move, batch)
 
-    def predict(self, model: Any, belief: Any, move: Moves) -> Discrete:
+    def predict(self, model: Any, belief: Any, move: Moves) -> Any:
         """P A."""
         return self.whole.predict(model, belief, move)
 
     def update(self, model: Any, belief: Any, likelihood: Any) -> tuple[Any, Tensor]:
         """Refused: it would keep every belief."""
-        raise StatespanError("Checkpointed goes by segments, not by steps; sample paths with Forward")
+        raise StatespanError("Checkpointed goes by segments, not by steps; sample paths with Forward, and futures")
 
     def backward(self, model: Any, belief: Any, move: Moves, later: Any) -> Any:
         """Refused: it would keep every belief."""
@@ -124,8 +133,9 @@ class Checkpointed(Method):
     def fill(self, model: Any, constants: Constants, data: Sequences) -> Tensor:
         """The emission's mean or mode under the smoothed states."""
         _of_states(model)
+        refuse_runs(data, model.emission.lags)
         each = [
-            model.emission.fill(s.data.y, s.data.u, s.data.present, self.public(model, Discrete(s.posterior)).probs)
+            model.emission.fill(s.data.y, look_back(model, s.data)[0], s.data.present, told_apart(model, s.posterior))
             for s in self._back(model, constants, data)
         ]
         return torch.cat(each[::-1])
@@ -192,10 +202,13 @@ class Checkpointed(Method):
     def _windows(self, model: Any, data: Sequences) -> list[tuple[int, Sequences, Tensor | None]]:
         """Each segment's first step, its data, and which sequences (B,) had ended before it."""
         length, batch = data.shape
-        size, out = self.steps(model, batch), []
+        size, out, past = self.steps(model, batch), [], data.past
+        refuse_gaps(data, model.emission.lags)  # a segment would not see one in the segment before it
         for start in range(0, length, size):
             stop = min(start + size, length)
-            part = data.each(lambda x, axis, a=start, b=stop: x[a:b] if axis else x)
+            part = data.each(lambda x, axis, a=start, b=stop: x[a:b] if axis else x)._replace(past=past)
+            recent = look_back(model, part)[2]
+            past = None if recent is None else (recent[0][-1], recent[1][-1])
             ended = None
             if data.lengths is not None:
                 left = data.lengths - start
@@ -211,8 +224,11 @@ class Checkpointed(Method):
         belief: Any,
         ended: Tensor | None,
         prepared: Any = None,
-    ) -> tuple[Float[Tensor, "T B"], Tensor]:
-        """One segment: log p of its steps, and the belief after it; a sequence that had ended stays as it was."""
+    ) -> tuple[Float[Tensor, "T B"], Tensor, Any]:
+        """One segment: log p of its steps, the probabilities after it and what is fed.
+
+        The probabilities of a sequence that had ended stay as they were.
+        """
         keep = ("log_prob", "last")
         trace = run(model, self.whole, window, belief, keep, constants, prepared)
         assert trace.log_prob is not None
@@ -220,7 +236,7 @@ class Checkpointed(Method):
         if ended is not None and belief is not None:
             log_prob = torch.where(ended, 0.0, log_prob)
             last = torch.where(ended[:, None], belief.state.probs, last)
-        return log_prob, last
+        return log_prob, last, trace.last.fed
 
     def _back(
         self, model: Any, constants: Constants, data: Sequences, belief: Any = None, counting: bool = False
@@ -241,7 +257,7 @@ class Checkpointed(Method):
             again = Prepared(moves, ready.likelihoods._replace(value=value), window.lengths)
             with torch.enable_grad():
                 known = None if before is None else Discrete(before.state.probs.detach().requires_grad_())
-                log_prob, last = self._run(model, constants, window, known, ended, again)
+                log_prob, last, _ = self._run(model, constants, window, known, ended, again)
                 possible = torch.where(log_prob.isfinite(), log_prob, 0.0)
                 total = (possible if data.weights is None else possible * data.weights).sum()
                 if after is not None:
@@ -255,8 +271,13 @@ class Checkpointed(Method):
 
 
 def _of_states(model: Any) -> None:
-    if model.autoregressive:
-        raise StatespanError("Checkpointed takes models that see the past through the state alone; use Forward")
+    if model.transition.autoregressive:
+        raise StatespanError("Checkpointed takes models whose moves see the past through the state alone; use Forward")
+
+
+def _unless(ended: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """What was before, where a sequence had ended."""
+    return torch.where(ended.view(-1, *[1] * (after.dim() - 1)), before, after)
 
 
 @register(Checkpointed, FiniteTransition, keeps=("predicted", "filtered", "log_prob", "last"), devices=("cpu", "cuda"))
@@ -268,19 +289,19 @@ def by_segments(
     constants, data = later.constants.value, later.data.value
     if keep & {"predicted", "filtered"}:  # every belief is asked for: then there is nothing to save
         return run(model, method.whole, data, belief, keep, constants)
-    log_probs, now = [], belief
+    log_probs, now, fed = [], belief, None
     for _, window, ended in method._windows(model, data):
 
-        def piece(probs: Tensor | None, window: Sequences = window, ended: Any = ended) -> tuple[Tensor, Tensor]:
+        def piece(probs: Tensor | None, window: Sequences = window, ended: Any = ended) -> tuple[Tensor, Tensor, Any]:
             known = None if probs is None else Discrete(probs)
             return method._run(model, constants, window, known, ended)
 
         probs = None if now is None else now.state.probs
         if torch.is_grad_enabled():
             made: Any = checkpoint(piece, probs, use_reentrant=False, preserve_rng_state=False)
-            log_prob, last = made
+            log_prob, last, new = made
         else:
-            log_prob, last = piece(probs)
+            log_prob, last, new = piece(probs)
         log_probs.append(log_prob)
-        now = Discrete(last)
-    return Trace(last=now, log_prob=torch.cat(log_probs))
+        now, fed = Discrete(last), new if fed is None or ended is None else tree_map(partial(_unless, ended), fed, new)
+    return Trace(last=with_fed(now, fed), log_prob=torch.cat(log_probs))

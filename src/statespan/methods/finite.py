@@ -152,9 +152,8 @@ def look_back(model: Any, data: Sequences) -> tuple[Tree, Tensor | None, tuple[T
         before, known = data.y.new_zeros(batch, lags, *data.y.shape[2:]), data.within.new_zeros(batch, lags)
     else:
         before, known = data.past
-    whole = torch.ones_like(data.within) if observed is None else observed
-    whole = whole if whole.dim() == 2 else whole.all(-1)
-    _refuse_gaps(whole, data.within, lags)
+    refuse_gaps(data, lags)
+    whole = _whole(data)
     missing = torch.where(whole.view(*whole.shape, *[1] * (data.y.dim() - 2)), data.y, torch.nan)
     values = torch.cat([before.transpose(0, 1).flip(0), missing])
     mask = torch.cat([known.T.flip(0), whole])
@@ -180,7 +179,17 @@ def refuse_runs(data: Sequences, lags: int) -> None:
             )
 
 
-def _refuse_gaps(whole: Tensor, within: Tensor, lags: int) -> None:
+def _whole(data: Sequences) -> Tensor:
+    """(T, B) where nothing of an observation is missing."""
+    there = torch.ones_like(data.within) if data.observed is None else data.observed
+    return there if there.dim() == 2 else there.all(-1)
+
+
+def refuse_gaps(data: Sequences, lags: int) -> None:
+    """Refuse a gap that a later observation looks back on."""
+    if not lags or data.observed is None:
+        return
+    whole, within = _whole(data), data.within
     gap = ~whole & within
     if not bool(gap.any()):
         return
