@@ -19,6 +19,7 @@ from statespan.families.structural import arima, autoregressive, cycle, decompos
 from statespan.families.subspace import subspace
 from statespan.families.switching import markov_switching
 from statespan.families.switching_linear import switching_linear
+from statespan.families.switching_subspace import switching_subspace
 from statespan.files import load
 from statespan.fit import EM, LBFGS, SGD, VI, Chain, OnlineEM
 from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
@@ -277,4 +278,5 @@ __all__ = [
     "subspace",
     "summary",
     "switching_linear",
+    "switching_subspace",
 ]

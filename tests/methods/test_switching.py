@@ -454,8 +454,88 @@ def test_the_collapsed_likelihood_is_climbed():
     fitter = ss.LBFGS(iterations=1)
     model.fit(y, by=fitter)
     assert fitter.history[-1] > fitter.history[0] + 0.1
-    with pytest.raises(ss.StatespanError, match="no closed form"):
-        model.fit(y, by=ss.EM(iterations=1))
+
+
+def recurrent(states: int = 3, seed: int = 0) -> ss.StateSpace:
+    """Regimes, vectors of two numbers, and jumps that look at them."""
+    model = ss.switching_linear(states, state=2, observed=2, recurrent=True, seed=seed)
+    with torch.no_grad():
+        model.transition.weight.mul_(10)
+    return model
+
+
+@torch.no_grad()
+def test_the_parabola_of_a_jump_lies_below_it_and_touches_it():
+    part, generator = recurrent().transition, torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    mean, root, pairs = draw(4, 2), 0.5 * draw(4, 2, 2), draw(4, 3, 3).square()
+    rows = part.seen(pairs, mean)
+
+    def parabola(z: Tensor) -> Tensor:
+        return -0.5 * ((rows[..., :-1] @ z[..., None])[..., 0] - rows[..., -1]).square().sum(-1)
+
+    def truth(z: Tensor) -> Tensor:
+        return (pairs * part.jump(z).log()).sum((-1, -2))
+
+    gap = truth(mean) - parabola(mean)
+    for away in draw(50, 4, 2):
+        assert bool((parabola(mean + away) + gap <= truth(mean + away) + 1e-9).all())
+    near = mean + 1e-4 * draw(4, 2)
+    assert_close(parabola(near) + gap, truth(near), rtol=0, atol=1e-5)
+    table, loss = part.bound(mean, root @ root.mT)
+    noise = (root[:, None] @ draw(4, 40_000, 2, 1))[..., 0]
+    noise -= noise.mean(1, keepdim=True)
+    expected = part.jump(mean[:, None] + noise).log().mean(1)
+    assert bool((table.log() - loss[..., None] <= expected + 5e-3).all())
+
+
+def test_em_of_jumps_that_look_never_falls():
+    true, model = recurrent(seed=1), recurrent(seed=2)
+    y = true.sample(3, 12, seed=0)[1]
+    y[0, 2], y[1, 3, 0] = math.nan, math.nan
+    rows = [y[0], y[1, :7], y[2, :1]]
+    each, em = [], ss.EM(iterations=4, tolerance=0)
+    em.callback = lambda i, value: each.append(float(model.log_prob(rows, method=ss.GaussianSum(9)).sum().detach()))
+    before = float(model.log_prob(rows, method=ss.GaussianSum(9)).sum().detach())
+    weight = model.transition.weight.detach().clone()
+    model.fit(rows, by=em, hold=["emission"])
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(em.history))
+    assert all(bound < truth for bound, truth in zip(em.history, [before, *each[:-1]], strict=True))
+    assert em.history[-1] > em.history[0] + 5
+    assert not torch.equal(model.transition.weight, weight)
+
+
+def test_em_of_jumps_that_need_not_look_begins_as_that_of_a_chain():
+    table = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+    blind, chain = jumpy(seed=2, transition=None, recurrent=True), jumpy(seed=2, transition=table)
+    with torch.no_grad():
+        blind.transition.weight.zero_()
+        blind.transition.logits.copy_(table.log())
+    y = chain.sample(2, 10, seed=0)[1]
+    found = []
+    for model in (blind, chain):
+        em = ss.EM(iterations=1)
+        model.fit(y, by=em)
+        found.append(em.history[0])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert_close(blind.transition.dynamics[0].matrix, chain.transition.dynamics[0].matrix, rtol=0, atol=1e-6)
+
+
+def test_a_start_from_the_data_finds_the_regimes():
+    truth = looking(2.0)
+    with torch.no_grad():
+        truth.transition.logits.copy_(torch.tensor([[3.0, -3.0], [-1.0, 1.0]]))
+        for part in (*truth.transition.dynamics, *truth.emission.vectors):
+            part.scale.fill_(0.15)
+    (regimes, _), y = truth.sample(2, 60, seed=1)
+    model = ss.switching_subspace([y[0], y[1, :30]], states=2, state=1, recurrent=True, restarts=1)
+    model.fit(y[0], by=ss.EM(iterations=3))
+    same = float((model.decode(y)[0] == regimes[0]).double().mean())
+    assert max(same, 1 - same) > 0.9
+    plain = ss.switching_subspace(y[0], states=2, state=1, restarts=1)
+    assert plain.log_prob(y).isfinite().all() and plain.transition.probs.shape == (2, 2)
+    with pytest.raises(ss.StatespanError, match="states=0"):
+        ss.switching_subspace(y, states=0, state=1)
 
 
 # ----------------------------------------------------------------------------------------------- the rest

@@ -68,8 +68,9 @@ def switching_linear(
     of the regimes, `.states`, the most probable one of each step, and `.mean` and `.covariance` of z whatever the
     regime; `decode` gives the likeliest path of regimes, and with `k=` the k likeliest; `sample` and
     `sample_posterior` give pairs `(regime, state)`. `fit` is by EM with a variational E-step, which needs noise in
-    every direction: what climbs, and what `history` holds, is a lower bound of log p(y). A recurrent model is fitted by
-    gradient, and so may be the others: `by=ss.LBFGS()` climbs `log_prob` itself.
+    every direction: what climbs, and what `history` holds, is a lower bound of log p(y), of a recurrent model a lower
+    one; `by=ss.LBFGS()` climbs `log_prob` itself. From parameters at random regimes may never part:
+    `ss.switching_subspace` begins with the data.
 
     Args:
         states: K, the number of regimes.

@@ -11,12 +11,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from statespan.belief import Gaussian
 from statespan.errors import StatespanError
-from statespan.method import Expected, Method, Prepared, Statistics, closed_parts
+from statespan.method import Expected, Hindsight, Method, Prepared, Statistics, closed_parts
 from statespan.methods.finite import Likelihood, excluded_states
 from statespan.methods.finite import Moves as Jumps
 from statespan.methods.forward import Forward, expectations
 from statespan.methods.kalman import Kalman, Observation, complete
 from statespan.part import Affine, scaled
+from statespan.parts.inputs import SoftmaxTransition
 from statespan.parts.linear import lower
 from statespan.sequences import Sequences
 from statespan.tree import Shared, Tree
@@ -51,6 +52,14 @@ class Vectors(NamedTuple):
     pairs: Tensor
 
 
+class Settled(NamedTuple):
+    """What an E-step goes on from: q(s_t), and for jumps that look at z q(s_t, s_{t+1}) and E z_t, (T - 1, B, ...)."""
+
+    regimes: Tensor
+    pairs: Tensor | None
+    mean: Tensor | None
+
+
 class _Chain(NamedTuple):
     """A model as far as a method asks."""
 
@@ -68,13 +77,18 @@ class StructuredPosterior:
 
     and so does the M-step under them: EM never falls. The next E-step on the same model and data goes on from q(s).
 
+    Where jumps look at z, log p(s_t | s_{t-1}, z_{t-1}) is no quadratic of z; a parabola below it that touches it at
+    E z_{t-1} stands in for it, in q(z) as further rows, in q(s) as a table and a loss a step. The bound is lower by
+    that, and what is said of EM holds of it.
+
     Args:
         sweeps: at most this many turns an E-step.
         tolerance: stop when no probability of a regime moves by more than this.
 
     Source:
         Ghahramani and Hinton, "Variational learning for switching state-space models", Neural Computation 12, 2000,
-        section 5, with one vector that all regimes move.
+        section 5, with one vector that all regimes move. The parabola: Boehning 1992; in a model like this one:
+        Linderman et al., AISTATS 2017, who augment by Polya-gamma variables instead.
     """
 
     def __init__(self, sweeps: int = 10, tolerance: float = 1e-4):
@@ -96,45 +110,66 @@ class StructuredPosterior:
             method: a filter, whose smoothed regimes are where the first E-step starts.
             seen: the observations in every regime, their gaps taken out.
         """
-        if model.transition.recurrent:
-            raise StatespanError("EM: a recurrent switching model has no closed form; fit by ss.LBFGS() or ss.SGD()")
         before = self._settled.setdefault(model, WeakTensorKeyDictionary())
-        regimes = before.get(data.y)
-        if regimes is None:
+        settled = before.get(data.y)
+        if settled is None:
             prepared = Prepared(*method.prepare(model, constants, data), data.lengths)
-            regimes = method.smooth(model, prepared, None, data.shape).probs
+            settled = _first(model, method.hindsight(model, prepared, None, data, pairs=True))
         equations = _equations(model, data, seen)
 
-        def turn(regimes: Tensor) -> tuple[Vectors, Tensor, Tensor, Tensor]:
-            vectors = _vectors(model, equations, regimes, data)
+        def turn(settled: Settled) -> tuple[Vectors, Tensor, Settled, Tensor]:
+            vectors = _vectors(model, equations, settled, data)
             log = _expected(equations, vectors, data)
-            now, _, log_prob = self._regimes(model, constants, data, log, None, counting=False)
-            return vectors, log, now, log_prob
+            recurrent = model.transition.recurrent
+            now, pairs, log_prob = self._regimes(model, constants, data, log, vectors, None, counting=recurrent)
+            looked = (pairs[1:], vectors.mean[:-1]) if recurrent else (None, None)
+            return vectors, log, Settled(now, *looked), log_prob
 
-        vectors, log, now, log_prob = turn(regimes)
+        vectors, log, now, log_prob = turn(settled)
         for _ in range(self.sweeps - 1):
-            if float((now - regimes)[data.within].abs().max()) < self.tolerance:
+            if float((now.regimes - settled.regimes)[data.within].abs().max()) < self.tolerance:
                 break
-            regimes = now
-            vectors, log, now, log_prob = turn(regimes)
+            settled = now
+            vectors, log, now, log_prob = turn(settled)
         before[data.y] = now
-        weighted, counts, _ = self._regimes(model, constants, data, log, data.weights, counting=True)
+        weighted, counts, _ = self._regimes(model, constants, data, log, vectors, data.weights, counting=True)
         bound = log_prob + _entropy(vectors, data)
         bound = torch.where(data.within, bound, 0.0)
         return Expected(bound, _statistics(model, data, vectors, weighted, counts))
 
     def _regimes(
-        self, model: Any, constants: Tree, data: Sequences, log: Tensor, weights: Tensor | None, counting: bool
+        self,
+        model: Any,
+        constants: Tree,
+        data: Sequences,
+        log: Tensor,
+        vectors: Vectors,
+        weights: Tensor | None,
+        counting: bool,
     ) -> tuple[Tensor, Tree, Tensor]:
         """q(s_t = k), the expected jumps, and the log-normaliser of q(s) step by step."""
         if data.states is not None:
             log = log.masked_fill(excluded_states(data.states, model.transition.states), -torch.inf)
-        chain = _Chain(model.initial.chain, model.transition.chain)
-        tables = model.transition.tables(data.u, constants[1])
+        if model.transition.recurrent:
+            chain = _Chain(model.initial.chain, SoftmaxTransition())  # whose tables are each step's own
+            table, loss = model.transition.bound(vectors.mean[:-1], vectors.scale[:-1] @ vectors.scale[:-1].mT)
+            tables = torch.cat([torch.ones_like(table[:1]) if len(table) else log.new_ones(1, 1, 1, 1), table])
+            log = log - torch.cat([torch.where(data.within[1:, :, None], loss, 0.0), torch.zeros_like(log[:1])])
+        else:
+            chain = _Chain(model.initial.chain, model.transition.chain)
+            tables = model.transition.tables(data.u, constants[1])
         moves = Jumps(chain.initial.given(data.u, constants[0]), tables, Shared(None))
         likelihood = Likelihood(*scaled(log), None, Shared(partial(_same, log)))
         prepared = Prepared(moves, likelihood, data.lengths)
         return expectations(chain, Forward(), prepared, None, data.shape, weights, counting)
+
+
+def _first(model: Any, known: Hindsight) -> Settled:
+    """What a filter says in hindsight."""
+    regimes: Any = known.smoothed
+    if not model.transition.recurrent:
+        return Settled(regimes.probs, None, None)
+    return Settled(regimes.probs, known.pairs, regimes.summary()["mean"][:-1])
 
 
 def _same(log: Tensor) -> Tensor:
@@ -188,7 +223,7 @@ def _triangle(rows: Tensor) -> Tensor:
     return torch.linalg.qr(rows, mode="r")[1]
 
 
-def _vectors(model: Any, equations: Equations, regimes: Tensor, data: Sequences) -> Vectors:
+def _vectors(model: Any, equations: Equations, settled: Settled, data: Sequences) -> Vectors:
     """q(z) under q(s), (T, B, K), by the Kalman smoother.
 
     The rows of a move are turned until those that hold z_t are as many as z_t has numbers: these are a move, and what
@@ -196,11 +231,14 @@ def _vectors(model: Any, equations: Equations, regimes: Tensor, data: Sequences)
     """
     length, batch = data.shape
     within = data.within
-    regimes = torch.where(within[..., None], regimes, 1 / regimes.shape[-1])
+    regimes = torch.where(within[..., None], settled.regimes, 1 / settled.regimes.shape[-1])
     first = _triangle(_stacked(equations.start, regimes[0]))
     dim = first.shape[-1] - 1
     moves = _triangle(_stacked(equations.moves, regimes[1:]))  # (T - 1, B, N, 2 D + 1): z_t, z_{t-1}, 1
-    left = moves[..., dim:, dim:] * within[1:, :, None, None]
+    left = moves[..., dim:, dim:]
+    if settled.pairs is not None:  # where a jump looked at z_{t-1}
+        left = torch.cat([left, model.transition.seen(settled.pairs, settled.mean)], -2)
+    left = left * within[1:, :, None, None]
     left = (
         torch.cat([left, left.new_zeros(1, *left.shape[1:])]) if length > 1 else first.new_zeros(1, batch, 0, dim + 1)
     )
@@ -288,7 +326,7 @@ def _statistics(model: Any, data: Sequences, vectors: Vectors, weights: Tensor, 
         top = torch.cat([covariance[:-1], pairs], -1)
         joint = torch.cat([top, torch.cat([pairs.mT, covariance[1:]], -1)], -2)
         spread = _shared(weights[1:], joint)
-        later = model.transition.statistics(counts, mean[:-1], mean[1:], spread, data.u, weights[1:])
+        later = model.transition.statistics(counts, mean[:-1], mean[1:], spread, data.u, weights[1:], covariance[:-1])
     if emission:
         affine = model.emission.affine(data.u)
         count = affine.matrix.shape[-3]
