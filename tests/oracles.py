@@ -23,8 +23,12 @@ def all_rows(values: int, length: int) -> Tensor:
 
 def emission_probs(model: Any) -> Tensor:
     """p(v | k) as (K, V): a softmax over the vocabulary for each state."""
-    table = model.emission.table
+    table, emission = model.emission.table, model.emission
     logits = table.weight if table.bias is None else table.weight + table.bias[:, None]
+    if type(emission).__name__ == "EmbeddedCategorical":
+        logits = table.weight @ emission.role(emission.vectors.weight).T + table.bias[:, None]
+        classes = torch.arange(emission.states) * emission.classes // emission.states
+        logits = logits.masked_fill(emission.owner[:, None] != classes, -torch.inf)
     return logits.softmax(0).T
 
 
@@ -56,6 +60,9 @@ def written_out(transition: Any) -> Tensor:
     kind = type(transition).__name__
     if kind == "LowRank":
         return transition.into.softmax(-1) @ transition.out.softmax(-1)
+    if kind == "EmbeddedMatrix":
+        s = transition.vectors.weight
+        return (transition.source(s) @ (s @ transition.target.weight.T).T + transition.bias).softmax(-1)
     if kind == "Sparse":
         rows = [[0.0 * transition.logits.sum()] * transition.states for _ in range(transition.states)]
         for i in range(transition.states):

@@ -22,7 +22,8 @@ from statespan.families.switching_linear import switching_linear
 from statespan.families.switching_subspace import switching_subspace
 from statespan.files import load
 from statespan.fit import EM, LBFGS, SGD, VI, Chain, OnlineEM
-from statespan.kernels import finite as _finite_kernels  # noqa: F401  (registers the kernels)
+from statespan.kernels import blocks as _blocks_kernels  # noqa: F401  (registers the kernels)
+from statespan.kernels import finite as _finite_kernels  # noqa: F401
 from statespan.kernels import kalman as _kalman_kernel  # noqa: F401
 from statespan.kernels import recurrence as _recurrence_kernel  # noqa: F401
 from statespan.kernels import recurrent as _recurrent_kernels  # noqa: F401

@@ -333,3 +333,19 @@ def test_states_are_left_out_of_a_window_in_training_alone(tmp_path):
 def test_a_rung_of_low_rank_is_exact_and_small():
     low = find("bayes/rows-low-rank/none/mixture")
     assert low.exact and count(low, 10, 64) == count(LADDER["hmm"], 10, 64) - 64 * 64 + 2 * 64 * 8
+
+
+def test_state_vectors_make_many_states_cheap():
+    name = "bayes/rows-embedded/none/mixture-embedded"
+    model = ss.ladder(name, vocabulary=10, width=64, embedding=4, classes=4, seed=0)
+    assert find(name).exact and sum(p.numel() for p in model.parameters()) < count(LADDER["hmm"], 10, 64) / 3
+    every = all_rows(10, 2)
+    assert_close(model.log_prob(every).exp().sum().item(), 1.0, rtol=0, atol=1e-5)
+    with pytest.raises(ss.StatespanError, match="classes is for score mixture-embedded"):
+        ss.ladder("hmm", vocabulary=10, width=8, classes=2)
+    with pytest.raises(ss.StatespanError, match="9 states cannot be shared evenly by 2 classes"):
+        ss.ladder(name, vocabulary=10, width=9, classes=2)
+    with pytest.raises(ss.StatespanError, match="move softmax-add makes none"):
+        find("keep/softmax-add/raw/mixture-embedded")
+    with pytest.raises(ss.StatespanError, match="score mixture needs an embedding as wide"):
+        ss.ladder("hmm", vocabulary=10, width=8, embedding=4)

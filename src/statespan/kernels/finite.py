@@ -22,7 +22,7 @@ def start(model: Any, method: Forward, prepared: Prepared, batch: int, belief: A
     return before.state.probs.contiguous()
 
 
-def _trace(prepared: Prepared, log_normaliser: torch.Tensor, filtered: torch.Tensor) -> Trace:
+def traced(prepared: Prepared, log_normaliser: torch.Tensor, filtered: torch.Tensor) -> Trace:
     """What the scan would have kept."""
     likelihood = prepared.likelihoods
     state = with_fed(Discrete(filtered), likelihood.fed)
@@ -45,7 +45,7 @@ def dense(
         )
         trace = Trace(log_prob=log_prob, counts=Shared(counts), first=first)
         return trace._replace(posterior=posterior) if which is None else trace._replace(sums=posterior)
-    return _trace(prepared, *forward_backward(predicted, table, value, prepared.lengths))
+    return traced(prepared, *forward_backward(predicted, table, value, prepared.lengths))
 
 
 @register(Forward, RowsAddition, keeps=("filtered", "last", "log_prob"))
@@ -60,7 +60,7 @@ def addition(
     drive, one = likelihood.fed.value, torch.ones_like(likelihood.value[:1])
     row, column = (torch.cat([one, x[:-1]]) for x in (drive.row, drive.column))
     value = likelihood.value * column
-    return _trace(prepared, *forward_backward(predicted, prepared.moves.tables.value, value, prepared.lengths, row))
+    return traced(prepared, *forward_backward(predicted, prepared.moves.tables.value, value, prepared.lengths, row))
 
 
 @register(MaxProduct, MatrixTransition, keeps=("paths",))

@@ -13,7 +13,7 @@ from statespan.files import load_with_extra
 from statespan.ladder import ledger, row, workers
 from statespan.ladder.material import Material
 from statespan.ladder.recipe import Entry, Recipe
-from statespan.ladder.rungs import MIXTURE, Kind, Rung, find
+from statespan.ladder.rungs import Kind, Rung, find
 from statespan.language import corpora, protocols, tagging
 from statespan.language.corpora import Sentence
 from statespan.language.protocols import Gold
@@ -34,7 +34,7 @@ def askable(rung: Rung) -> tuple[str, ...]:
         "prefix": True,
         "prefix-state": rung.move.yields == Kind.DISTRIBUTION,
         "filtered": rung.condition.yields == Kind.DISTRIBUTION,
-        "viterbi": rung.exact and rung.score is MIXTURE,
+        "viterbi": rung.exact,
     }
     return tuple(name for name in protocols.PROTOCOLS if has[name])
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from statespan.ladder.material import Material
-from statespan.ladder.rungs import MIXTURE, MIXTURE_NORMALISED, Kind, Rung
+from statespan.ladder.rungs import MIXTURE, MIXTURE_EMBEDDED, MIXTURE_NORMALISED, Kind, Rung
 from statespan.language import tagging
-from statespan.language.scoring import alike, observe, walk
+from statespan.language.scoring import alike, observe, walk, width_of
 from statespan.language.vocabulary import Vocabulary, stream
 from statespan.method import Trace, run
 from statespan.methods import method_for
@@ -71,14 +71,14 @@ def state_words(model: Any, rung: Rung, material: Material, valid: Tensor) -> di
         material: the text.
         valid: (T, B) validation stream, which tells what is used.
     """
-    if not rung.simplex or rung.score not in (MIXTURE, MIXTURE_NORMALISED):
+    if not rung.simplex or rung.score not in (MIXTURE, MIXTURE_EMBEDDED, MIXTURE_NORMALISED):
         return {"state_words": None, "state_usage": None}
     filtered = run(model, method_for(model), observe(valid[:USAGE_ROWS]), None, ("filtered",)).filtered
     usage = _probs(filtered).double().sum((0, 1))
     usage = usage / usage.sum()
     order = usage.argsort(descending=True)[:MOST_STATES]
-    log_probs = model.emission.table.log_probs()[:, order]
-    best = log_probs.topk(min(MOST_WORDS, len(log_probs)), 0).indices.T
+    emitted = model.emission.constants().probs.value[order]
+    best = emitted.topk(min(MOST_WORDS, emitted.shape[1]), -1).indices
     return {
         "state_words": [material.vocabulary.decode(row) for row in best],
         "state_usage": usage[order].tolist(),
@@ -134,7 +134,7 @@ def _next_word(model: Any, material: Material) -> float:
 def _by_belief(model: Any, material: Material, kinds: dict[str, str]) -> dict[str, float]:
     """Accuracies of the tag of the state, by which belief of a `Trace` tells the state."""
     assert material.train_tags is not None and material.test_tags is not None
-    width, count, keep = model.emission.table.width, len(material.tags), tuple(kinds.values())
+    width, count, keep = width_of(model), len(material.tags), tuple(kinds.values())
     counts = {name: torch.zeros(width, count, dtype=torch.float64) for name in kinds}
     some = first(material.train, LEARN_TOKENS)
     words, gold = stream(material.train[:some], LEARN_COLUMNS), stream(material.train_tags[:some], LEARN_COLUMNS)
@@ -156,7 +156,7 @@ def _by_belief(model: Any, material: Material, kinds: dict[str, str]) -> dict[st
 def _by_path(model: Any, material: Material) -> dict[str, float]:
     """Accuracies on the best path of each whole sentence."""
     assert material.train_tags is not None and material.test_tags is not None
-    width, count = model.emission.table.width, len(material.tags)
+    width, count = width_of(model), len(material.tags)
     some = first(material.train, PATH_TOKENS)
     learnt, gold = _paths(model, material.train[:some], width), torch.cat(material.train_tags[:some])
     table = tagging.tag_given_state(learnt, gold, width, count)

@@ -11,7 +11,16 @@ from typing import Any, get_type_hints
 
 from statespan.errors import StatespanError
 from statespan.ladder.fields import insist, known, make, table, typed
-from statespan.ladder.rungs import LADDER, ROWS_LOW_RANK, check_embedding, find
+from statespan.ladder.rungs import (
+    LADDER,
+    MIXTURE,
+    ROWS,
+    ROWS_EMBEDDED,
+    ROWS_LOW_RANK,
+    check_classes,
+    check_embedding,
+    find,
+)
 from statespan.ladder.space import Search, searching
 from statespan.language.training import Training
 
@@ -20,6 +29,7 @@ LEVELS = ("words", "characters")
 FORMS = ("", "text", "tagged", "conllu")
 TRAINERS = ("SGD", "EM", "EM, then SGD")
 FIRSTS = ("learnt", "ends", "columns", "uniform")
+BEGINS = ("random", "classes")
 
 LEAST_WINDOWS = 20
 """A small text is laid out in so few columns that an epoch has this many windows, or `LEAST_COLUMNS`."""
@@ -91,6 +101,9 @@ class Entry:
         uniform: a, to start the embeddings in U(-a, a) instead; 0 for normal ones.
         embedding: width of the embedding, where it is not that of the state; it needs a width.
         variational: drop the same entries at every step of a window.
+        classes: of words, as `ss.ladder` has them; they are found in the training text (`language.classes`).
+        begin: how the rows and emissions of the rung hmm begin: "random", or "classes", each state on the words of a
+            class of its own, found in the training text, and moving as these classes follow each other there.
         first: of an exact rung's first state: "learnt" from a uniform start; "ends", learnt too, and once all is
             trained the mean state after `<eos>` (a stream has few starts to learn from, and a line on its own is one);
             "columns", learnt from the softmax of the transition's column sums (the paper's equation 3); or "uniform",
@@ -117,11 +130,14 @@ class Entry:
     first: str = "learnt"
     embedding: int = 0
     variational: bool = False
+    classes: int = 1
+    begin: str = "random"
     how: Training = field(default_factory=Training)
 
     def __post_init__(self):
         rung = find(self.rung)
         check_embedding(self.rung, rung, self.width, self.embedding)
+        check_classes(self.rung, rung, self.width, self.classes)
         insist(
             (not self.embedding or self.width > 0, f"embedding = {self.embedding} needs a width; set one"),
             (self.trainer in TRAINERS, f"trainer = {self.trainer!r} must be one of {'; '.join(TRAINERS)}"),
@@ -141,8 +157,21 @@ class Entry:
                 "first = 'columns' is a start for gradients; EM has its own, so set 'learnt'",
             ),
             (
-                self.first != "columns" or rung.move is not ROWS_LOW_RANK,
+                self.first != "columns" or rung.move not in (ROWS_LOW_RANK, ROWS_EMBEDDED),
                 f"first = 'columns' sums the columns of a full matrix; for {self.rung} set 'learnt' or 'uniform'",
+            ),
+            (self.begin in BEGINS, f"begin = {self.begin!r} must be one of {', '.join(BEGINS)}"),
+            (
+                self.begin == "random" or (rung.exact and rung.move is ROWS and rung.score is MIXTURE),
+                f"begin = {self.begin!r} starts the free rows of an HMM; for {self.rung} set 'random'",
+            ),
+            (
+                self.begin == "random" or not self.by_em,
+                f"begin = {self.begin!r} is a start for gradients; EM has its own, so set 'random'",
+            ),
+            (
+                not self.by_em or not (rung.move.embedded or rung.score.embedded),
+                f"trainer = {self.trainer!r} counts in closed form, and {self.rung} is made of vectors; set 'SGD'",
             ),
             (self.iterations >= 1, f"iterations = {self.iterations} must be at least 1"),
             (self.prior >= 0, f"prior = {self.prior} must be 0 or more"),

@@ -13,6 +13,7 @@ from statespan.ladder.material import Material
 from statespan.ladder.recipe import Entry
 from statespan.ladder.rungs import BAYES, FORGET, GRU, JORDAN, LADDER, LSTM, Kind, Rung, count, find, ladder, width_for
 from statespan.language import parallel
+from statespan.language.classes import word_classes
 from statespan.language.expectation import EMTrainer
 from statespan.language.scoring import score_sentences, score_stream, walk
 from statespan.language.training import Curve, Progress, Stopped, Trainer, never
@@ -21,6 +22,12 @@ from statespan.language.vocabulary import stream
 MODEL = "model.safetensors"
 CHECKPOINTS = ("em.safetensors", "checkpoint.safetensors")
 """Where the two phases of a row, EM and gradients, keep their state."""
+
+MIXED = 0.1
+"""How much of a state that begins as a class of words begins as all words."""
+
+PSEUDO_COUNT = 1.0
+"""Added to how often a class is followed, spread as the classes are."""
 
 MEASURED = (
     *("valid_perplexity", "valid_perplexity_independent", "test_perplexity", "test_perplexity_independent"),
@@ -42,17 +49,42 @@ def build(entry: Entry, material: Material, seed: int) -> Any:
         uniform=entry.uniform,
         embedding=entry.embedding,
         variational=entry.variational,
+        classes=entry.classes,
         seed=seed,
         width=entry.width or None,
         parameters=None if entry.width else entry.parameters,
     )
     with torch.no_grad():
         model.emission.table.bias.copy_(material.frequencies().log())
+        if entry.classes > 1:
+            words = torch.cat(material.train)
+            model.emission.set_classes(word_classes(words, len(material.vocabulary), entry.classes).owner)
+        if entry.begin == "classes":
+            begin_with_classes(model, material)
         if entry.first == "columns" and exact:
             model.initial.logits.copy_(_move(model.transition).logits.sum(0))
     if entry.first == "uniform" and exact:
         model.initial.logits.requires_grad_(False)
     return model
+
+
+def begin_with_classes(model: Any, material: Material) -> None:
+    """Start the rows and the emissions of an HMM from classes of words, one a state, found in the training text.
+
+    Each keeps a share `MIXED` of what all words do, so that no state is shut out of anything.
+
+    Args:
+        model: an HMM over words, its bias the log frequencies of the words.
+        material: the text.
+    """
+    states, frequencies = model.transition.states, material.frequencies().double()
+    found = word_classes(torch.cat(material.train), len(frequencies), states)
+    shares = frequencies.new_zeros(states).index_add(0, found.owner, frequencies)
+    own = torch.nn.functional.one_hot(found.owner, states).double() / shares
+    model.emission.table.weight.copy_(((1 - MIXED) * own + MIXED).log())
+    pairs = found.pairs.double() + PSEUDO_COUNT * found.shares
+    moves = pairs / pairs.sum(-1, keepdim=True)
+    _move(model.transition).logits.copy_(((1 - MIXED) * moves + MIXED * found.shares).clamp_min(1e-9).log())
 
 
 def _move(transition: Any) -> Any:

@@ -33,6 +33,7 @@ from statespan.parts.cells import (
     Nonlinear,
     Product,
 )
+from statespan.parts.embedded import EmbeddedCategorical, EmbeddedMatrix, StateVectors
 from statespan.parts.emissions import Categorical
 from statespan.parts.finite import Dense, FedTransition, RowsAddition, RowsGate, RowsTensor
 from statespan.parts.initial import ConstantStart
@@ -65,6 +66,7 @@ class Choice(NamedTuple):
         sizes: how many tensors of the width the state has.
         dropped: whether dropout may act on it: on its input, or on the states of a move of an exact rung.
         apart: whether the embedding may have another width than the state.
+        embedded: whether its part is made of state vectors, and so takes them.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Choice(NamedTuple):
     sizes: int = 1
     dropped: bool = False
     apart: bool = False
+    embedded: bool = False
 
 
 def _of_width(part: Callable[..., nn.Module], **options: Any) -> Callable[..., nn.Module]:
@@ -96,13 +99,23 @@ KEEP = Choice("keep", lambda width, table: Keep(), "none", apart=True)
 PRODUCT = Choice("product", lambda width, table: Product(), "product with e", R, R, fed=True)
 CONDITIONS = {c.name: c for c in (BAYES, KEEP, PRODUCT)}
 
-ROWS = Choice("rows", _of_width(Dense), "rows of a stochastic matrix", D, D, exact=True, dropped=True)
+ROWS = Choice("rows", _of_width(Dense), "rows of a stochastic matrix", D, D, exact=True, dropped=True, apart=True)
 ROWS_LOW_RANK = Choice(
     "rows-low-rank",
     lambda width, table: LowRank(width, rank=max(1, width // 8)),
     "rows of a stochastic matrix of rank m / 8",
     *(D, D),
     exact=True,
+    apart=True,
+)
+ROWS_EMBEDDED = Choice(
+    "rows-embedded",
+    lambda width, table, **more: EmbeddedMatrix(**more),
+    "rows of a stochastic matrix made of state vectors",
+    *(D, D),
+    exact=True,
+    apart=True,
+    embedded=True,
 )
 ROWS_TENSOR = Choice("rows-tensor", _of_width(RowsTensor), "rows, made by a tensor times e", D, D, True, True)
 ROWS_ADD = Choice("rows-add", _of_width(RowsAddition), "rows, U e added to the logits", D, D, True, True)
@@ -137,17 +150,26 @@ LSTM = Choice(
 MOVES = {
     c.name: c
     for c in (
-        *(ROWS, ROWS_LOW_RANK, ROWS_TENSOR, ROWS_ADD, ROWS_GATE, SOFTMAX_MOVE, SOFTMAX_ADD, SIGMOID, SIGMOID_ADD),
-        *(SIGMOID_TIMES, LATE_SIGMOID, JORDAN, FORGET, GRU, LSTM),
+        *(ROWS, ROWS_LOW_RANK, ROWS_EMBEDDED, ROWS_TENSOR, ROWS_ADD, ROWS_GATE, SOFTMAX_MOVE, SOFTMAX_ADD),
+        *(SIGMOID, SIGMOID_ADD, SIGMOID_TIMES, LATE_SIGMOID, JORDAN, FORGET, GRU, LSTM),
     )
 }
 
-NOTHING = Choice("none", lambda width, table: None, "none")
+NOTHING = Choice("none", lambda width, table: None, "none", apart=True)
 NORMALISED = Choice("softmax", _of_table(SoftmaxFeature), "softmax", fed=True, dropped=True)
 RAW = Choice("raw", _of_table(RawFeature), "raw", fed=True, dropped=True, apart=True)
 FEEDS = {c.name: c for c in (NOTHING, NORMALISED, RAW)}
 
 MIXTURE = Choice("mixture", _of_table(Mixture), "mixture", D, exact=True)
+MIXTURE_EMBEDDED = Choice(
+    "mixture-embedded",
+    lambda width, table, **more: EmbeddedCategorical(table, **more),
+    "mixture of what state vectors emit",
+    D,
+    exact=True,
+    apart=True,
+    embedded=True,
+)
 MIXTURE_NORMALISED = Choice("mixture-normalised", _of_table(Mixture, normalise=True), "mixture over normalised c", P)
 SOFTMAX = Choice(
     "softmax",
@@ -166,7 +188,7 @@ SOFTMAXES = Choice(
     dropped=True,
     apart=True,
 )
-SCORES = {c.name: c for c in (MIXTURE, MIXTURE_NORMALISED, SOFTMAX, SOFTMAX_SOFTMAX, SOFTMAXES)}
+SCORES = {c.name: c for c in (MIXTURE, MIXTURE_EMBEDDED, MIXTURE_NORMALISED, SOFTMAX, SOFTMAX_SOFTMAX, SOFTMAXES)}
 
 
 class Rung(NamedTuple):
@@ -266,7 +288,7 @@ def legal(pattern: str) -> list[str]:
 
     Example:
         >>> legal("bayes/rows*/none/mixture")
-        ['bayes/rows/none/mixture', 'bayes/rows-low-rank/none/mixture']
+        ['bayes/rows/none/mixture', 'bayes/rows-low-rank/none/mixture', 'bayes/rows-embedded/none/mixture']
     """
     if "*" not in pattern:
         find(pattern)
@@ -307,6 +329,9 @@ def check(name: str, rung: Rung) -> Rung:
             f"score {score.name} needs a {score.needs.name.lower()} state, and move {move.name} "
             f"yields a {moved.name.lower()} one"
         )
+    if score.embedded and not rung.exact:
+        inexact = next(f"{w} {c.name}" for w, c in (("condition", condition), ("move", move)) if not c.exact)
+        raise clash(f"score {score.name} is of an exact chain, and {inexact} makes none")
     users = [f"{what} {c.name}" for what, c in (("condition", condition), ("move", move)) if c.fed]
     if users and not feed.fed:
         raise clash(f"{users[0]} uses what is fed, and feed none feeds nothing; choose raw or softmax")
@@ -326,7 +351,7 @@ def check_embedding(name: str, rung: Rung, width: int, embedding: int) -> None:
     tied = [
         f"{what} {c.name}"
         for what, c in zip(("condition", "move", "feed", "score"), rung[:4], strict=True)
-        if not c.apart
+        if not c.apart and not (rung.exact and c is rung.condition)
     ]
     if embedding not in (0, width) and tied:
         raise StatespanError(f"rung {name!r}: {tied[0]} needs an embedding as wide as the state; leave out embedding")
@@ -343,6 +368,7 @@ def build(
     uniform: float = 0.0,
     embedding: int = 0,
     variational: bool = False,
+    classes: int = 1,
 ) -> StateSpace:
     """The model of a rung.
 
@@ -357,19 +383,25 @@ def build(
         uniform: a, of U(-a, a) instead; 0 for normal ones.
         embedding: width of the embedding, 0 for that of the state.
         variational: whether dropout is the same over a window.
+        classes: of words, each emitted by states of its own, where states are vectors.
     """
     columns = embedding or width
     table = Table(vocabulary, columns, bias=True, spread=spread, uniform=uniform)
     source = table if tied else Table(vocabulary, columns, spread=spread, uniform=uniform)
     kept = {"variational": True} if variational else {}
     at_input, in_state, at_output = dropout
-    move = rung.move.make(width, table)
+    of_states: dict[str, Any] = {"classes": classes}
+    if rung.move.embedded or rung.score.embedded:
+        of_states["vectors"] = StateVectors(width, columns, spread)
+    more = of_states | {"dropout": in_state if rung.exact else 0.0}
+    move = rung.move.make(width, table, **(more if rung.move.embedded else {}))
     feature = rung.feed.make(width, source, **({"dropout": at_input, **kept} if rung.feed.dropped else {}))
     if rung.exact:
         if in_state and rung.move.dropped:
             move = StateDropout(move, in_state)
         transition = FedTransition(feature, move) if rung.feed.fed else move
-        return hmm(emission=Categorical(table=table), transition=transition, dtype=torch.float32)
+        emission = rung.score.make(width, table, **of_states) if rung.score.embedded else Categorical(table=table)
+        return hmm(emission=emission, transition=transition, dtype=torch.float32)
     moves_to_simplex = rung.move.yields == Kind.DISTRIBUTION
     condition = rung.condition.make(width, table)
     cell = Cell(condition, move, feature, vocabulary, rung.simplex, moves_to_simplex, in_state, **kept)
@@ -383,6 +415,20 @@ def count(rung: Rung, vocabulary: int, width: int, tied: bool = True, embedding:
     """How many parameters the rung has, a tied one counted once; nothing is allocated."""
     with torch.device("meta"):
         return sum(p.numel() for p in build(rung, vocabulary, width, tied=tied, embedding=embedding).parameters())
+
+
+def check_classes(name: str, rung: Rung, width: int, classes: int) -> None:
+    """Refuse classes of words where the score knows none, or that do not share the states evenly.
+
+    Raises:
+        StatespanError: so it is.
+    """
+    if classes < 1:
+        raise StatespanError(f"classes={classes}: use 1 (every state emits every word) or more")
+    if classes > 1 and not (rung.exact and rung.score.embedded):
+        raise StatespanError(f"rung {name!r}: classes is for score {MIXTURE_EMBEDDED.name}; leave it out")
+    if width % classes:
+        raise StatespanError(f"rung {name!r}: {width} states cannot be shared evenly by {classes} classes of words")
 
 
 def width_for(name: str, rung: Rung, vocabulary: int, parameters: int, tied: bool = True) -> int:
@@ -418,6 +464,7 @@ def ladder(
     uniform: float = 0.0,
     embedding: int = 0,
     variational: bool = False,
+    classes: int = 1,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     seed: int | None = None,
@@ -441,6 +488,8 @@ def ladder(
         embedding: width of the embedding, where it is not that of the state: a tied softmax then scores a projection of
             the state. It goes with a width, and with moves that take the embedding through a matrix of their own.
         variational: whether dropout drops the same entries at every step of a window (Gal and Ghahramani 2016).
+        classes: of words, each emitted by as many states of its own, where the score is mixture-embedded: a step then
+            costs 1 / classes^2 of what it does. Which words they are, `model.emission.set_classes` says.
         dtype: float32 unless you say otherwise; log-probabilities are summed in float64.
         device: where the parameters lie.
         seed: makes the random start repeatable.
@@ -468,8 +517,9 @@ def ladder(
     if width < 1:
         raise StatespanError(f"width={width}: use at least one")
     check_embedding(name, rung, width, embedding)
+    check_classes(name, rung, width, classes)
     with seeded(seed):
-        model = build(rung, vocabulary, width, start, tied, dropout, spread, uniform, embedding, variational)
+        model = build(rung, vocabulary, width, start, tied, dropout, spread, uniform, embedding, variational, classes)
     return model.to(device=device, dtype=dtype or torch.float32)
 
 

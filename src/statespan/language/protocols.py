@@ -23,7 +23,7 @@ from statespan.errors import StatespanError
 from statespan.families.hidden_markov import hmm
 from statespan.fit import EM
 from statespan.language.corpora import Sentence
-from statespan.language.scoring import alike, batches, walk
+from statespan.language.scoring import alike, batches, walk, width_of
 from statespan.language.tagging import Tally, encode_tags, tag_given_word, tagset
 from statespan.language.vocabulary import Vocabulary, encode_corpus, stream
 from statespan.method import Trace, run
@@ -205,7 +205,7 @@ def accuracy(
     if protocol not in PROTOCOLS:
         raise StatespanError(f"protocol = {protocol!r} must be one of {', '.join(PROTOCOLS)}")
     if protocol != "prefix" and states is None:
-        states = model.emission.table.log_probs().exp().double().T @ text.given_word
+        states = model.emission.constants().probs.value.double() @ text.given_word
     method, total = method_for(model), NONE
     constants = method.constants(model)
     if protocol == "viterbi":
@@ -229,7 +229,7 @@ def accuracy(
 
 def _traces(model: Any, text: Gold, independent: bool, kept: str) -> Iterator[tuple[Trace, Tensor]]:
     """What a model knew of a text, chunk by chunk, with the tags (T, B)."""
-    wide = max(model.emission.table.width, len(text.given_word) if kept == "predicted" else 0)
+    wide = max(width_of(model), len(text.given_word) if kept == "predicted" else 0)
     if not independent:
         words, tags = stream(text.words, COLUMNS), stream(text.tags, COLUMNS)
         for rows, trace in walk(model, words, (kept,), max(1, CHUNK // (COLUMNS * wide))):
@@ -250,7 +250,7 @@ def _paths(model: Any, text: Gold, independent: bool) -> Iterator[tuple[Tensor, 
     else:
         size = -(-sum(map(len, text.words)) // COLUMNS)
         words, gold_tags = (list(torch.cat(x).split(size)) for x in (text.words, text.tags))
-    for group in alike(words, CHUNK // model.emission.table.width):
+    for group in alike(words, CHUNK // width_of(model)):
         paths = model.decode([words[i] for i in group])
         yield torch.cat(list(paths)), torch.cat([gold_tags[i] for i in group])
 

@@ -41,6 +41,11 @@ def perplexity(loss: float, count: int) -> float:
     return math.exp(min(loss / count, LARGEST_EXPONENT)) if count else math.nan
 
 
+def width_of(model: Any) -> int:
+    """How many states a model of symbols has, or hidden units."""
+    return getattr(model.transition, "states", None) or model.emission.table.width
+
+
 def observe(words: Tensor) -> Sequences:
     """A window (L, B) of a stream as sequences; -1 is not observed."""
     there = words >= 0
