@@ -139,15 +139,6 @@ class Method(ABC):
     ) -> Any:
         """p(z_t | y_1..y_T), stacked (T, B, ...)."""
 
-    def smooth_pairs(
-        self, model: "statespan.model.StateSpace", prepared: Prepared, belief: Any, shape: tuple[int, int]
-    ) -> tuple[Any, Tensor]:
-        """`smooth`, and the joint p(z_t, z_{t+1} | y) of neighbours, (T - 1, B, ...); of normal states a covariance.
-
-        What `hindsight` asks by default: a method with a `hindsight` of its own needs none.
-        """
-        raise StatespanError(f"{type(self).__name__} knows no joint law of neighbouring states; smooth without pairs")
-
     def hindsight(
         self,
         model: "statespan.model.StateSpace",
@@ -156,15 +147,16 @@ class Method(ABC):
         data: Sequences,
         pairs: bool = False,
     ) -> Hindsight:
-        """`smooth` (or `smooth_pairs`) with log p; here by filtering once more, which many a method need not."""
-        joint = None
+        """`smooth` with log p, by filtering once more: many a method has both at once.
+
+        With `pairs` also the joint p(z_t, z_{t+1} | y) of neighbours, (T - 1, B, ...); of normal states a covariance.
+        """
         if pairs:
-            smoothed, joint = self.smooth_pairs(model, prepared, belief, data.shape)
-        else:
-            smoothed = self.smooth(model, prepared, belief, data.shape)
+            raise StatespanError(f"{type(self).__name__} gives no joint law of neighbours; smooth without pairs")
+        smoothed = self.smooth(model, prepared, belief, data.shape)
         log_prob = run(model, self, data, belief, prepared=prepared).log_prob
         assert log_prob is not None
-        return Hindsight(smoothed, log_prob, joint)
+        return Hindsight(smoothed, log_prob)
 
     @abstractmethod
     def emit(self, model: "statespan.model.StateSpace", constants: Tree, belief: Any, u: Tree) -> Any:

@@ -148,26 +148,24 @@ class Forward(Method):
     def hindsight(self, model: Any, prepared: Prepared, belief: Any, data: Sequences, pairs: bool = False) -> Hindsight:
         """The backward pass knows log p too."""
         if pairs:
-            return super().hindsight(model, prepared, belief, data, pairs)
+            return self._with_pairs(model, prepared, belief, data)
         posterior, _, log_prob = expectations(model, self, prepared, belief, data.shape, counting=False)
         log_prob = log_prob if data.lengths is None else torch.where(data.within, log_prob, 0.0)
         return Hindsight(Discrete(posterior), log_prob)
 
-    def smooth_pairs(
-        self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
-    ) -> tuple[Discrete, Float[Tensor, "T1 B K K"]]:
+    def _with_pairs(self, model: Any, prepared: Prepared, belief: Any, data: Sequences) -> Hindsight:
         """Smoothed states, and p(z_t = i, z_{t+1} = j | y): zero past each end.
 
         Source:
             Rabiner 1989, equation 37.
         """
+        shape = data.shape
         kept = list(scan(model, self, prepared, *shape, belief))
         log_prob = torch.stack([step.log_prob for step in kept if step.log_prob is not None])
         method, careful, before = self.careful(model, prepared, belief, log_prob)
         if method is not self:
-            found, joint = method.smooth_pairs(model, careful, before, shape)
-            dtype = prepared.likelihoods.value.dtype
-            return plain(found, dtype), joint.to(dtype)
+            found, dtype = method.hindsight(model, careful, before, data, pairs=True), prepared.likelihoods.value.dtype
+            return Hindsight(plain(found.smoothed, dtype), found.log_prob, tree_map(lambda x: x.to(dtype), found.pairs))
         smoothed = self.smooth(model, prepared, belief, shape).probs
         steps = [step.filtered for step in kept]
         pairs, moves = [], unstack(prepared.moves, shape[0])
@@ -183,7 +181,8 @@ class Forward(Method):
                 joint = torch.where((prepared.lengths - 1 > t)[:, None, None], joint, 0.0)
             pairs.append(public(model.transition, public(model.transition, joint).mT).mT)
         blank = smoothed.new_zeros(0, shape[1], *[model.transition.public_states] * 2)
-        return Discrete(smoothed), torch.stack(pairs) if pairs else blank
+        log_prob = log_prob if data.lengths is None else torch.where(data.within, log_prob, 0.0)
+        return Hindsight(Discrete(smoothed), log_prob, torch.stack(pairs) if pairs else blank)
 
     def backward(self, model: Any, belief: Any, move: Moves, later: Any) -> Any:
         """s_t times A (later / predicted): smoothed, or p(z_t | z_{t+1}, y_<=t) when `later` is one-hot."""

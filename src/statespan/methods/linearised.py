@@ -7,7 +7,7 @@ from torch import Tensor
 
 from statespan.belief import Gaussian
 from statespan.errors import StatespanError
-from statespan.method import Method, Prepared, lacks, run
+from statespan.method import Hindsight, Method, Prepared, lacks, run
 from statespan.methods.kalman import (
     Kalman,
     Normal,
@@ -19,6 +19,7 @@ from statespan.methods.kalman import (
     over_time,
     reverse,
     sweep,
+    unseen,
 )
 from statespan.methods.linearisation import Linearisation, Unscented
 from statespan.methods.particle import Observed
@@ -117,41 +118,31 @@ class Linearised(Method):
         return follow(reverse(belief.state, step), later.state)
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> Any:
+        """By `hindsight`."""
+        return self.hindsight(model, prepared, belief, unseen(prepared, shape)).smoothed
+
+    def hindsight(self, model: Any, prepared: Prepared, belief: Any, data: Sequences, pairs: bool = False) -> Hindsight:
         """The moves of all steps linearised at once, then one loop back; again for each pass."""
-        return self._hindsight(model, prepared, belief, shape, pairs=False)[0]
-
-    def smooth_pairs(
-        self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
-    ) -> tuple[Any, Float[Tensor, "T1 B D D"]]:
-        """With the lag-one covariances of the linearised model."""
-        smoothed, pairs = self._hindsight(model, prepared, belief, shape, pairs=True)
-        assert pairs is not None
-        return smoothed, pairs
-
-    def _hindsight(
-        self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int], pairs: bool
-    ) -> tuple[Any, Tensor | None]:
         (u,), there = prepared.moves, prepared.likelihoods.there
-        ones = torch.ones(shape, dtype=torch.bool, device=model.initial.gaussian(1).mean.device)
-        blank = Sequences(observed=ones, lengths=prepared.lengths)
-        inside = None if prepared.lengths is None else blank.within[1:]
-        filtered = run(model, self, blank, belief, ("filtered",), prepared=prepared).filtered
+        inside = None if prepared.lengths is None else data.within[1:]
+        trace = run(model, self, data, belief, ("filtered", "log_prob"), prepared=prepared)
+        filtered = trace.filtered
         head = tree_map(lambda x: x[:-1], filtered)
         moves = model.transition.approximate(self.rule, head, None if u is None else u[1:])
         known = sweep(filtered, moves, inside, pairs)
         for _ in range(self.passes):
-            start = self.init(model, None, shape[1]) if belief is None else belief.state
+            start = self.init(model, None, data.shape[1]) if belief is None else belief.state
             before = tree_map(lambda a, b: torch.cat([a[None], b[:-1]]), start, known[0])
             move = model.transition.approximate(self.rule, before, u)
             moves = Affine(*[over_time(x, rank) for x, rank in zip(move, (2, 1, 2), strict=True)])
-            data = Sequences(
-                y=prepared.likelihoods.y, observed=ones if there is None else there, lengths=prepared.lengths
-            )
-            told = observation(model.emission.approximate(self.rule, known[0], u), data)
+            blank = unseen(prepared, data.shape)
+            seen = blank._replace(y=prepared.likelihoods.y, observed=blank.observed if there is None else there)
+            told = observation(model.emission.approximate(self.rule, known[0], u), seen)
             again = Prepared(moves, told, prepared.lengths)
             found = self.kalman.hindsight(model, again, belief, data, pairs)
             known = found.smoothed, found.pairs
-        return known
+        assert trace.log_prob is not None
+        return Hindsight(known[0], trace.log_prob, known[1])
 
     def breadth(self, model: Any, data: Sequences) -> int:
         """The numbers of a covariance."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from statespan.belief import Discrete, choose, with_fed
-from statespan.method import Method, Prepared, scan
+from statespan.method import Hindsight, Method, Prepared, Step, scan
 from statespan.methods.finite import (
     ACCEPTS,
     Constants,
@@ -158,27 +158,31 @@ class LogForward(Method):
         """Backwards from the end, a step at a time."""
         return self._walk(model, prepared, belief, shape)[0]
 
-    def smooth_pairs(
-        self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
-    ) -> tuple[LogDiscrete, Tensor]:
-        """Smoothed states, and p(z_t = i, z_{t+1} = j | y): zero past each end."""
-        smoothed, filtered = self._walk(model, prepared, belief, shape)
-        pairs, moves = [], unstack(prepared.moves, shape[0])
-        for t, (now, move) in enumerate(zip(filtered[:-1], moves[1:], strict=True)):
+    def hindsight(self, model: Any, prepared: Prepared, belief: Any, data: Sequences, pairs: bool = False) -> Hindsight:
+        """Smoothed states, log p, and p(z_t = i, z_{t+1} = j | y): zero past each end."""
+        smoothed, steps = self._walk(model, prepared, belief, data.shape)
+        log_prob = torch.stack([step.log_prob for step in steps if step.log_prob is not None])
+        log_prob = log_prob if data.lengths is None else torch.where(data.within, log_prob, 0.0)
+        return Hindsight(smoothed, log_prob, self._pairs(model, prepared, smoothed, steps) if pairs else None)
+
+    def _pairs(self, model: Any, prepared: Prepared, smoothed: LogDiscrete, steps: list[Step]) -> Tensor:
+        pairs, moves = [], unstack(prepared.moves, len(steps))
+        for t, (now, move) in enumerate(zip([step.filtered for step in steps[:-1]], moves[1:], strict=True)):
             predicted = self.predict(model, now, move).state.log_probs
             ratio = torch.where(predicted > LOWEST / 2, smoothed.log_probs[t + 1] - predicted, LOWEST)
             joint = (log_state(now)[:, :, None] + _table(model, now.fed, move) + ratio[:, None]).exp()
             if prepared.lengths is not None:
                 joint = torch.where((prepared.lengths - 1 > t)[:, None, None], joint, 0.0)
             pairs.append(public(model.transition, public(model.transition, joint).mT).mT)
-        blank = smoothed.log_probs.new_zeros(0, shape[1], *[model.transition.public_states] * 2)
-        return smoothed, torch.stack(pairs) if pairs else blank
+        blank = smoothed.log_probs.new_zeros(0, smoothed.log_probs.shape[1], *[model.transition.public_states] * 2)
+        return torch.stack(pairs) if pairs else blank
 
     def _walk(
         self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
-    ) -> tuple[LogDiscrete, list[Any]]:
-        """Smoothed beliefs, stacked, and the filtered ones."""
-        filtered = [step.filtered for step in scan(model, self, prepared, *shape, belief)]
+    ) -> tuple[LogDiscrete, list[Step]]:
+        """Smoothed beliefs, stacked, and the steps of the filter."""
+        steps = list(scan(model, self, prepared, *shape, belief))
+        filtered = [step.filtered for step in steps]
         moves, later = unstack(prepared.moves, shape[0]), filtered[-1].state
         smoothed = [later]
         for t in range(shape[0] - 2, -1, -1):
@@ -188,7 +192,7 @@ class LogForward(Method):
                 earlier = torch.where(inside, earlier, log_state(filtered[t]))
             later = LogDiscrete(earlier)
             smoothed.append(later)
-        return stack(smoothed[::-1]), filtered
+        return stack(smoothed[::-1]), steps
 
     def emit(self, model: Any, constants: Constants, belief: Any, u: Tree) -> Distribution:
         """The mixture of the states' emissions: exact."""
