@@ -405,6 +405,18 @@ def test_padding_in_several_windows_is_gone_on_from(tmp_path):
         assert all(torch.equal(a, b) and a.isfinite().all() for a, b in pairs)
 
 
+def test_the_end_of_a_column_is_no_gap(monkeypatch):
+    def average(*arguments):
+        raise AssertionError("a table averaged over all symbols")
+
+    words = torch.tensor([[2, 3, 4], [3, 2, 1], [4, 5, -1]])
+    made = model("hmm/addition")
+    expected = sum(made.log_prob(column[column >= 0]).item() for column in words.T)
+    monkeypatch.setattr(type(made.transition), "average", average)
+    assert score_stream(made, words, length=2).log_prob == pytest.approx(expected)
+    Trainer(made, words, words, replace(HOW, epochs=1)).run()
+
+
 def test_a_checkpoint_cut_short_or_of_other_settings(tmp_path):
     columns = stream(sentences(30), 3)
     path = tmp_path / "c.safetensors"

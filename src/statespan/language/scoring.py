@@ -47,9 +47,9 @@ def width_of(model: Any) -> int:
 
 
 def observe(words: Tensor) -> Sequences:
-    """A window (L, B) of a stream as sequences; -1 is not observed."""
+    """A window (L, B) of a stream as sequences; -1 lies past a column's end, and is no gap to be summed out."""
     there = words >= 0
-    return Sequences(y=words.clamp_min(0), observed=None if bool(there.all()) else there)
+    return Sequences(y=words.clamp_min(0), lengths=None if bool(there.all()) else there.sum(0))
 
 
 @torch.no_grad()

@@ -409,7 +409,7 @@ class Trainer:
             if kept:  # a fused optimiser counts its steps on the device too
                 self.optimiser.state[parameter] = {k: x.to(device) for k, x in kept.items()}
         before = parallel.columns(self.train[: self.state.position * self.how.window][-self.how.window :])
-        with torch.no_grad():  # for the belief's form alone, which depends on whether the last window had gaps
+        with torch.no_grad():  # for the belief's form alone
             like = run(self.model, self.method, observe(before), None, ("last",)).last
         saved = (tensors[f"belief.{i}"].to(x.device) for i, x in enumerate(leaves(like)))
         self.belief = replace_leaves(like, saved)
