@@ -52,7 +52,7 @@ class Checkpointed(Method):
         segment: steps a segment; None takes what makes about 8 million numbers of one.
 
     Raises:
-        StatespanError: a segment below one step; an emission that looks back, or posterior paths asked for.
+        StatespanError: a segment below one step; moves that see past observations; posterior paths asked for.
 
     Source:
         Griewank and Walther, "Algorithm 799: revolve", 2000; for hidden Markov models: Grice, Hughey and Speck 1997.
