@@ -40,8 +40,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from matplotlib import pyplot
 
     _, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.4), width_ratios=[3, 1], sharey=True, layout="constrained")
-    plot_posterior(model.smooth(gaps), axes=left)
-    left.plot(gaps, ".", color="0.4")
+    years = torch.arange(1871, 1971)
+    plot_posterior(model.smooth(gaps), axes=left, times=years)
+    left.plot(years, gaps, ".", color="0.4")
+    left.set(xlabel="year", ylabel="flow, and the level with 95 %")
     plot_forecast(ahead, axes=right)
     out.parent.mkdir(parents=True, exist_ok=True)
     left.figure.savefig(out, dpi=120)

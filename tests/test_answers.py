@@ -271,3 +271,17 @@ def test_answers_carry_no_gradient(emission: Any):
     ahead = model.forecast(torch.tensor([0.0, 1, 2, 1]), steps=2)
     for value in (ahead.mean, ahead.quantile([0.1, 0.9]), ahead.samples):
         value.numpy()
+
+
+def test_what_is_asked_of_a_forecast_is_checked_and_its_repr_is_short():
+    model = ss.hmm(states=2, emission=ss.Gaussian(2), seed=0)
+    y = torch.zeros(4, 2)
+    assert repr(model.forecast([y, y], steps=3)) == "Forecast(3 steps of 2 sequences: mean, quantile(q), 200 samples)"
+    assert repr(model.smooth(y)).startswith("Posterior(probs of 1 sequence, 4 steps; log_prob -")
+    assert "Gaussian(dim=2, covariance='full', states=2)" in repr(model)
+    with pytest.raises(ss.StatespanError, match="samples=0: draw at least one"):
+        model.forecast(y, steps=3, samples=0)
+    with pytest.raises(ss.StatespanError, match="give probabilities between 0 and 1"):
+        model.forecast(y, steps=3).quantile(90)
+    with pytest.raises(ss.StatespanError, match="row 1 holds 3 numbers where the model observes 2"):
+        model.log_prob([[1, 2], [3, 4, 5]])

@@ -184,7 +184,7 @@ def test_inputs_and_states_have_the_same_forms():
         ([0, 1.5], SYMBOLS, {}, "sequence 0, step 1: 1.5 is no whole number"),
         (["a", "b"], SYMBOLS, {}, "does not hold numbers .*; encode words with a Vocabulary"),
         ([[0, 1], ["a"]], SYMBOLS, {}, "y: sequence 1 does not hold numbers"),
-        ([[1, 2], [3, 4]], Event(1, None, 3), {}, "y: sequence 0 has 1 dimensions where 2 are expected"),
+        ([[1, 2], [3, 4]], Event(1, None, 3), {}, "y: row 0 holds 2 numbers where the model observes 3"),
         (np.zeros((4, 3)), PAIR, {}, "y has 3 columns where the model observes 2"),
         ([np.zeros((4, 3))], PAIR, {}, "y: sequence 0 has 3 columns where the model observes 2"),
         (np.array([[1.0, math.inf]]), PAIR, {}, "sequence 0, step 0, column 1: an infinite value"),

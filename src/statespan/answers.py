@@ -39,6 +39,12 @@ class Posterior(NamedTuple):
     steps: Any
     belief: Any = None
 
+    def __repr__(self) -> str:
+        """What there is, not its numbers."""
+        of = "1 sequence" if self.layout.single else f"{len(self.layout.lengths)} sequences"
+        steps = f"{sum(self.layout.lengths)} steps"
+        return f"Posterior({', '.join(self.values)} of {of}, {steps}; log_prob {float(self.log_prob.sum()):.6g})"
+
     def _value(self, name: str) -> Any:
         if name not in self.values:
             raise AttributeError(f"this posterior has no {name}; it has {', '.join(self.values)}")
@@ -151,6 +157,12 @@ class Forecast(NamedTuple):
     layout: Layout
     exact: bool
 
+    def __repr__(self) -> str:
+        """What there is, not its numbers."""
+        of = "" if self.layout.single else f" of {self.draws.shape[1]} sequences"
+        what = "probs" if isinstance(self.distribution, Categorical) else "mean, quantile(q)"
+        return f"Forecast({self.draws.shape[2]} steps{of}: {what}, {len(self.draws)} samples)"
+
     def _answer(self, x: Tensor) -> Tensor:
         x = x.detach()  # an emission's own parameters may be among what it answers with
         return x[0] if self.layout.single else x
@@ -184,6 +196,8 @@ class Forecast(NamedTuple):
             (..., N, steps, D), with the probabilities in front.
         """
         levels = torch.as_tensor(q, dtype=torch.float64)
+        if not bool(((levels >= 0) & (levels <= 1)).all()):
+            raise StatespanError(f"quantile({q}): give probabilities between 0 and 1, such as 0.9")
         formula = getattr(self.distribution, "quantile", None)
         if formula is None:
             return torch.quantile(self.samples.double(), levels, dim=0)

@@ -47,6 +47,11 @@ class Part(nn.Module):
         object.__setattr__(self, "_arguments", (args, kwargs))
         return self
 
+    def extra_repr(self) -> str:
+        """The numbers and names it was made with, for nn.Module's repr."""
+        made = self._with({}).arguments
+        return ", ".join(f"{name}={x!r}" for name, x in made.items() if isinstance(x, (bool, int, float, str)))
+
     def recipe(self) -> tuple[tuple, dict[str, Any]]:
         """Arguments, positional and by name, that make a part of this shape: those it was made with.
 

@@ -297,6 +297,9 @@ def _rows(y: Any, event: Event, lengths: Any, name: str) -> tuple[list[Any], Lay
         ranks = {_rank(x) for x in y if x is not None}
         if event.rank == 1 and ranks == {1} and all(x is None or len(x) == event.dim for x in y):
             y = _row(y, event, name, 0)  # one sequence written as a list of vectors
+        elif event.rank == 1 and event.dim != 1 and ranks == {1}:
+            i = next(i for i, x in enumerate(y) if x is not None and len(x) != event.dim)
+            raise StatespanError(f"{name}: row {i} holds {len(y[i])} numbers where the model observes {event.dim}")
         elif ranks <= {0}:
             y = _numbers(y, name, 0)  # one sequence written as a list of numbers
         else:

@@ -189,6 +189,8 @@ def forecast(
     """What comes after the end of each sequence."""
     if not isinstance(steps, int) or steps < 1:
         raise StatespanError(f"steps={steps!r}: forecast at least one step, a whole number of them")
+    if not isinstance(samples, int) or samples < 1:
+        raise StatespanError(f"samples={samples!r}: draw at least one future, a whole number of them")
     method = choose(model, method)
     with torch.no_grad(), seeded(seed):
         constants = method.constants(model)

@@ -107,6 +107,8 @@ def fit(make: Callable[[int], Any], data: Data, plan: Plan, what: str = "fitting
                     if value >= best.likelihood:
                         best.likelihood, best.model, best.notes = value, model, list(fitter.notes)
                         best.state = copy.deepcopy(model.state_dict())
+                    elif best.model is model:
+                        best.notes = list(fitter.notes)
         except KeyboardInterrupt:
             if best.model is None:
                 raise

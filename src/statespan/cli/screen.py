@@ -28,8 +28,8 @@ class Stopped(Exception):
 
 def console(stderr: bool = False) -> Console:
     """Standard output or error; where it is no terminal, of a fixed width."""
-    found = Console(highlight=False, stderr=stderr)
-    return found if found.is_terminal else Console(highlight=False, stderr=stderr, width=PLAIN_WIDTH)
+    found = Console(highlight=False, markup=False, stderr=stderr)
+    return found if found.is_terminal else Console(highlight=False, markup=False, stderr=stderr, width=PLAIN_WIDTH)
 
 
 def chosen(option: str, value: str, names: Iterable[str]) -> str:
@@ -60,17 +60,33 @@ def show(frame: Any, as_json: bool) -> None:
     elif not sys.stdout.isatty():
         print(text_of(frame), end="")
     else:
-        rows = len(frame)
-        half = MOST_ROWS // 2
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in frame.columns:
-            table.add_column(str(name), justify="right" if frame[name].dtype.kind in "iuf" else "left", no_wrap=True)
-        values = frame.astype(object).where(frame.notna(), None)
-        for i in range(rows) if rows <= MOST_ROWS else [*range(half), -1, *range(rows - half, rows)]:
-            table.add_row(*(["..."] * len(frame.columns) if i < 0 else map(cell, values.iloc[i])))
-        console().print(table)
-        if rows > MOST_ROWS:
-            console().print(f"{rows:,} rows; --out FILE keeps them all", markup=False)
+        rows, half, screen = len(frame), MOST_ROWS // 2, console()
+        cut = ["..."] if rows > MOST_ROWS else []
+        some = frame.iloc[[*range(half), *range(rows - half, rows)]] if cut else frame
+        some = some.astype(object).where(some.notna(), None)
+        cells = [[str(name), *map(cell, some[name])] for name in some.columns]
+        cells = [[*column[: half + 1], *cut, *column[half + 1 :]] for column in cells]
+        kinds = [frame[name].dtype.kind for name in frame.columns]
+        keys = kinds.index("f") if "f" in kinds else 0
+        for i, block in enumerate(_blocks([max(map(len, column)) + 2 for column in cells], keys, screen.width)):
+            table = Table(box=None, pad_edge=False, header_style="bold")
+            for c in block:
+                table.add_column(cells[c][0], justify="right" if kinds[c] in "iuf" else "left", no_wrap=True)
+            for row in zip(*(cells[c][1:] for c in block), strict=True):
+                table.add_row(*row)
+            screen.print(*([""] if i else []), table, sep="\n")
+        if cut:
+            screen.print(f"{rows:,} rows; --out FILE keeps them all")
+
+
+def _blocks(widths: Sequence[int], keys: int, width: int) -> list[list[int]]:
+    """Which columns go into tables that fit the screen, one below the other; the first `keys` go into each."""
+    blocks: list[list[int]] = []
+    for c in range(keys, len(widths)):
+        if not blocks or sum(widths[i] for i in [*blocks[-1], c]) > width + 2:
+            blocks.append(list(range(keys)))
+        blocks[-1].append(c)
+    return blocks
 
 
 def cell(value: Any) -> str:

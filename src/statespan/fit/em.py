@@ -111,6 +111,11 @@ class EM(Fitter):
                 converged = True
                 break
         self.notes = notes(model, stats)
+        if (best := max(self.history)) - self.history[-1] > 1e-3 * max(count, abs(best)):
+            self.notes.append(
+                f"the log-likelihood fell from {best:.6g} to {self.history[-1]:.6g}: a variance went to zero, or the "
+                "values are large beside their spread; subtract their mean, divide by their spread, or hold the noise"
+            )
         if self.tolerance and not converged:
             self.notes.append(
                 f"not converged after {self.iterations} iterations; give more, or start from another seed"

@@ -340,7 +340,7 @@ def _arrow(axes: Any, at: Array, radius: Array, i: int, j: int, p: float) -> Non
     end = at[j] - (radius[j] + 0.03) * (np.cos(tilt) * unit - np.sin(tilt) * side)
     middle = 0.5 * (start + end) + BEND * float(np.hypot(*(end - start))) * side
     _draw_arrow(axes, [start, middle, middle, end], i, p)
-    _label(axes, _along([start, middle, middle, end], 0.36) + 0.09 * side, p)
+    _label(axes, _along([start, middle, middle, end], 0.24) + 0.08 * side, p)
 
 
 def _loop(axes: Any, at: Array, radius: float, i: int, p: float) -> None:
@@ -350,7 +350,7 @@ def _loop(axes: Any, at: Array, radius: float, i: int, p: float) -> None:
     start, end = (at + (radius + 0.02) * (0.88 * out + sign * 0.475 * side) for sign in (1, -1))
     far, wide = at + (radius + 0.42) * out, 0.3 * side
     _draw_arrow(axes, [start, far + wide, far - wide, end], i, p)
-    _label(axes, at + (radius + 0.44) * out, p)
+    _label(axes, at + (radius + 0.45 + 0.1 * abs(out[0])) * out, p)  # a number is wider than high
 
 
 def _along(points: list[Array], t: float) -> Array:

@@ -201,7 +201,8 @@ def series(
         axes.plot(across.at, values, "o", color=colour, markersize=3 if dots else 1.6, label=label)
         axes.set_ylim(-0.6, len(words) - 0.4)
         some = range(len(words)) if len(words) <= MOST_WORDS else np.unique(values[np.isfinite(values)])[:MOST_WORDS]
-        axes.set_yticks([int(v) for v in some], [str(words[int(v)]) for v in some])
+        room = 72 * axes.get_position().height * axes.figure.get_figheight() / len(words)  # points a word
+        axes.set_yticks([int(v) for v in some], [str(words[int(v)]) for v in some], fontsize=min(9, max(5, 0.8 * room)))
     else:
         axes.plot(across.at, values, color=colour, linewidth=1.1, label=label)
         axes.plot(across.at[alone | dots], values[alone | dots], "o", color=colour, markersize=2.6 if dots else 1.6)
