@@ -100,15 +100,17 @@ class Gaussian(NamedTuple):
 
 
 class Steady(NamedTuple):
-    """Normal distributions (T, B, ...) whose covariance is the same from some step on, and kept once from there.
+    """Normal distributions (T, B, ...) of which many steps have the same covariance, which is kept once.
 
     Args:
         mean: (T, B, D).
-        roots: (N, B or 1, D, D), lower triangular: step t has the root of step min(t, N - 1).
+        roots: (N, B or 1, D, D), lower triangular.
+        which: (T,) integers, the root of each step.
     """
 
     mean: Tensor
     roots: Tensor
+    which: Tensor
 
     @property
     def state(self) -> "Steady":
@@ -147,9 +149,7 @@ class Steady(NamedTuple):
         return {"mean": self.mean, "covariance": Lazy(lambda: self.summary()["covariance"])}
 
     def _every(self, x: Tensor) -> Tensor:
-        rest = len(self.mean) - len(x)
-        whole = torch.cat([x, x[-1:].expand(rest, *x.shape[1:])]) if rest else x
-        return whole.expand(-1, self.mean.shape[1], -1, -1)
+        return x[self.which].expand(-1, self.mean.shape[1], -1, -1)
 
 
 class Diffuse(NamedTuple):

@@ -3,6 +3,7 @@
 import importlib.util
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from statespan.sequences import read
 
 SHAPES = ((1_000, 1), (100_000, 1), (200, 1_000))
 SIZES = ((2, 1), (8, 4), (32, 16))
-LONGEST = {"statsmodels": 3e7, "simdkalman": 3e7, "dynamax": 3e8}
+LONGEST = {"statsmodels": 3e7, "simdkalman": 3e7, "dynamax": 3e8, "dynamax, means alone": 3e8}
 """A peer whose work, steps times states squared, is more than this is not run."""
 
 GAPS = 0.1
@@ -87,7 +88,8 @@ def _pykalman(model: Any, y: np.ndarray) -> Any:
     return pykalman.KalmanFilter(given["A"], given["C"], given["Q"], given["R"], None, None, given["m"], given["P"])
 
 
-def _dynamax(model: Any, y: np.ndarray, dynamics: np.ndarray | None = None) -> Callable[[], Any]:
+def _dynamax(model: Any, y: np.ndarray, dynamics: np.ndarray | None = None, alone: bool = False) -> Callable[[], Any]:
+    """Compiled for log p, smoothed means, and covariances once for all series, as ours; or for the means alone."""
     import jax  # pyright: ignore[reportMissingImports]
 
     jax.config.update("jax_enable_x64", True)
@@ -106,17 +108,29 @@ def _dynamax(model: Any, y: np.ndarray, dynamics: np.ndarray | None = None) -> C
     )
     if dynamics is not None:
         parameters = parameters._replace(dynamics=parameters.dynamics._replace(weights=jax.numpy.asarray(dynamics)))
-    smooth = jax.jit(jax.vmap(lambda row: peer.smoother(parameters, row).smoothed_means))
-    return lambda: smooth(y).block_until_ready()
+
+    def answers(row: Any) -> Any:
+        found = peer.smoother(parameters, row)
+        return (
+            found.smoothed_means if alone else (found.marginal_loglik, found.smoothed_means, found.smoothed_covariances)
+        )
+
+    smooth = jax.jit(jax.vmap(answers, out_axes=0 if alone else (0, 0, None)))
+    return lambda: jax.block_until_ready(smooth(y))
 
 
-PEERS = {"statsmodels": _statsmodels, "simdkalman": _simdkalman, "dynamax": _dynamax}
+PEERS = {
+    "statsmodels": _statsmodels,
+    "simdkalman": _simdkalman,
+    "dynamax": _dynamax,
+    "dynamax, means alone": partial(_dynamax, alone=True),
+}
 
 
 def _installed() -> list[str]:
     """The peers that are there; says which are not."""
-    there = [name for name in PEERS if importlib.util.find_spec(name)]
-    if absent := [name for name in PEERS if name not in there]:
+    there = [name for name in PEERS if importlib.util.find_spec(name.partition(",")[0])]
+    if absent := [name for name in PEERS if name not in there and "," not in name]:
         print(f"kalman: not installed: {', '.join(absent)}; pip install {' '.join(absent)} to compare\n")
     return there
 
@@ -155,7 +169,8 @@ def changing(quick: bool = False) -> None:
         observing = _model(state, observed).emission.matrix.detach()
         varying = linear_gaussian(dynamics=turned, observation=observing, seed=0)
         # Theirs is the move out of a step, ours the one into it.
-        peers = {"dynamax": _dynamax(_model(state, observed), y, np.roll(turned, -1, 0))} if "dynamax" in there else {}
+        like, moves = _model(state, observed), np.roll(turned, -1, 0)
+        peers = {name: PEERS[name](like, y, dynamics=moves) for name in there if name.startswith("dynamax")}
         rows.append(_row(f"varying in time, shared, {size}", {"": _ours(varying, y, steps)}, peers, there))
         gapped = np.where(rng.random(y.shape) < GAPS, np.nan, y)
         model = _model(state, observed)

@@ -168,6 +168,22 @@ def test_a_settled_covariance_is_kept_once_and_spread_when_it_is_asked_for():
     assert kept.draw().mean.shape == kept.point().shape
 
 
+def test_what_settles_is_right_for_many_series_and_for_series_that_begin_apart():
+    """Smoothed roots are kept once too; starts that differ by series settle at steps of their own."""
+    model, y = fixed(), normal(9, 300, E)
+    data, always = ss.verbs.ask(model, y)[0], ss.Kalman(steady=0.0)
+    with torch.no_grad():
+        smoothed = ss.Kalman().hindsight(model, prepare(model, ss.Kalman(), data), None, data).smoothed
+    assert len(smoothed.roots) < 200
+    ragged = [row[:n] for row, n in zip(y, (2, 30, 1, 4, 5, 6, 7, 8, 9), strict=True)]
+    apart = model.filter(ragged).belief
+    for verb, belief in ((model.smooth, None), (model.filter, apart), (model.smooth, apart)):
+        once, each = (verb(y, method=m, belief=belief) for m in (ss.Kalman(), always))
+        assert_close(once.mean, each.mean, rtol=0, atol=1e-10)
+        assert_close(once.covariance, each.covariance, rtol=0, atol=1e-11)
+        assert_close(once.log_prob, each.log_prob, rtol=0, atol=1e-9)
+
+
 def test_the_settled_gain_is_exact():
     """A slow model of 400 steps: with and without reuse, to the tolerance that is stated."""
     model = ss.linear_gaussian(

@@ -31,7 +31,6 @@ from ._simd import (
     splat,
     store,
     sub,
-    total,
     width,
     zero,
 )  # fmt: skip
@@ -63,6 +62,19 @@ def place(array, t, g):
 
 
 @inner
+def offsets_of(b):
+    """How many numbers the means take in for the move's offset: all of it, or 1 if it never changes."""
+    return b.shape[2] if b.shape[0] > 1 or b.shape[1] > 1 else 1
+
+
+@inner
+def place_of(b, t, s):
+    """Where the offset of the move into step t begins for series s."""
+    steps, series = b.shape[0], b.shape[1]
+    return ((t if steps > 1 else 0) * series + (s if series > 1 else 0)) * b.shape[2]
+
+
+@inner
 def by_columns(array, begin, rows, columns, sign, out, at, stride):
     """A matrix that lies in rows, by columns."""
     for j in range(columns):
@@ -79,31 +91,41 @@ def by_rows(matrix, at, stride, rows, columns, out, begin):
 
 
 @inner
-def echelon(W, rows, height, columns, pivots, v, sizes, dot):
-    """Turns W's columns so that row j < rows ends at its pivot; a row that others determine has none (-1)."""
+def projected(W, v, c, columns, at):
+    """The sum over k from column c on of v[k] times column k of W, a vector of rows from `at` on."""
+    stride = W.shape[1]
+    first, second = zero(W), zero(W)
+    even = c + (columns - c) // 2 * 2
+    for k in range(c, even, 2):
+        first = fma(splat(v, k), load(W, k * stride + at), first)
+        second = fma(splat(v, k + 1), load(W, (k + 1) * stride + at), second)
+    if even < columns:
+        first = fma(splat(v, even), load(W, even * stride + at), first)
+    return add(first, second)
+
+
+@inner
+def echelon(W, start, rows, height, c, columns, pivots, v, sizes, dot):
+    """Turns W's columns from c on so that each row from `start` to `rows` ends at its pivot; where the next would be.
+
+    A row that others determine has none (-1).
+    """
     stride, lanes = W.shape[1], width(W)
     end = padded(height)
     tiny = 4e-16 * columns
-    for at in range(0, padded(rows), lanes):
-        square = zero(W)
-        for k in range(columns):
-            x = load(W, k * stride + at)
-            square = fma(x, x, square)
-        store(sizes, at, square)
-    c = 0
-    for j in range(rows):
+    if start == 0:
+        for at in range(0, end, lanes):
+            square = zero(W)
+            for k in range(columns):
+                x = load(W, k * stride + at)
+                square = fma(x, x, square)
+            store(sizes, at, square)
+    for j in range(start, rows):
         pivots[j] = -1
         begin = j // lanes * lanes
-        first, second = zero(W), zero(W)
-        even = c + (columns - c) // 2 * 2
         for k in range(c, columns):
             poke(v, k, peek(W, k * stride + j))
-        for k in range(c, even, 2):
-            first = fma(splat(v, k), load(W, k * stride + begin), first)
-            second = fma(splat(v, k + 1), load(W, (k + 1) * stride + begin), second)
-        if even < columns:
-            first = fma(splat(v, even), load(W, even * stride + begin), first)
-        dots = add(first, second)
+        dots = projected(W, v, c, columns, begin)
         store(dot, 0, dots)
         square = peek(dot, j - begin)
         if square <= tiny * tiny * peek(sizes, j):
@@ -115,17 +137,12 @@ def echelon(W, rows, height, columns, pivots, v, sizes, dot):
         beta = -norm if alpha > 0.0 else norm
         head = alpha - beta
         scale = fill(W, 1.0 / (beta * head))
-        dots = fma(fill(W, -beta), load(W, c * stride + begin), dots)
         poke(v, c, head)
         for at in range(begin, end, lanes):
             if at > begin:
-                first, second = zero(W), zero(W)
-                for k in range(c, even, 2):
-                    first = fma(splat(v, k), load(W, k * stride + at), first)
-                    second = fma(splat(v, k + 1), load(W, (k + 1) * stride + at), second)
-                if even < columns:
-                    first = fma(splat(v, even), load(W, even * stride + at), first)
-                dots = add(first, second)
+                dots = projected(W, v, c, columns, at)
+            else:
+                dots = fma(fill(W, -beta), load(W, c * stride + begin), dots)
             factor = mul(dots, scale)
             for k in range(c, columns):
                 where = k * stride + at
@@ -138,18 +155,19 @@ def echelon(W, rows, height, columns, pivots, v, sizes, dot):
             poke(W, k * stride + j, 0.0)
         pivots[j] = c
         c += 1
+    return c
 
 
 @inner
-def columns_of(S, begin, stride, rows, X, D, W):
-    """W's first D columns: S X, where X is lower triangular."""
-    lanes, wide, high = width(W), padded(D), W.shape[1]
-    for at in range(0, padded(rows), lanes):
-        for k in range(D):
-            x = zero(W)
-            for d in range(k, D):
-                x = fma(splat(X, k * wide + d), load(S, begin + d * stride + at), x)
-            store(W, k * high + at, x)
+def multiply(S, begin, step, rows, inside, X, at, wide, columns, low, out, to, stride):
+    """Out = S X; with `low` X is lower triangular."""
+    lanes = width(out)
+    for k in range(columns):
+        for i in range(0, padded(rows), lanes):
+            x = zero(out)
+            for d in range(k if low else 0, inside):
+                x = fma(splat(X, at + k * wide + d), load(S, begin + d * step + i), x)
+            store(out, to + k * stride + i, x)
 
 
 @inner
@@ -181,15 +199,16 @@ def ordered(pivots, rows, order):
 
 
 @inner
-def divide(Y, begin, step, W, order, count, size, out, at, rows):
+def divide(Y, begin, step, W, order, count, size, out, at, stride, rows):
     """Out = Y L^-1, where row order[p] of L, in W, ends at pivot p; zero for the rows without."""
-    lanes, high, stride = width(W), W.shape[1], padded(rows)
+    lanes, high = width(W), W.shape[1]
     if count < size:
-        for i in range(size * stride):
-            poke(out, at + i, 0.0)
+        for j in range(size):
+            for i in range(padded(rows)):
+                poke(out, at + j * stride + i, 0.0)
     for p in range(count - 1, -1, -1):
         inverse = fill(W, 1.0 / peek(W, p * high + order[p]))
-        for block in range(0, stride, lanes):
+        for block in range(0, padded(rows), lanes):
             x = load(Y, begin + p * step + block)
             for k in range(p + 1, count):
                 x = sub(x, mul(splat(W, p * high + order[k]), load(out, at + order[k] * stride + block)))
@@ -197,13 +216,31 @@ def divide(Y, begin, step, W, order, count, size, out, at, rows):
 
 
 @inner
-def take_root(W, first, column, columns, X, D):
-    """X: rows from `first` on of W's columns from `column` on."""
+def take_root(W, first, column, columns, X, to, D):
+    """X, from place `to` on: rows from `first` on of W's columns from `column` on."""
     lanes, high, stride = width(W), W.shape[1], padded(D)
     for k in range(D):
         for at in range(0, stride, lanes):
             there = column + k < columns
-            store(X, k * stride + at, load(W, (column + k) * high + first + at) if there else zero(W))
+            x = load_some(W, (column + k) * high + first + at, D - at, 0.0) if there else zero(W)
+            store(X, to + k * stride + at, x)
+
+
+@inner
+def below(X, stride, D, W, first):
+    """X to rows from `first` on of W's first columns."""
+    for k in range(D):
+        for at in range(0, stride, width(W)):
+            store(W, k * W.shape[1] + first + at, load(X, k * stride + at))
+
+
+@inner
+def complement(M, at, stride, columns):
+    """The identity minus M, in its place."""
+    for i in range(at, at + columns * stride, width(M)):
+        store(M, i, sub(zero(M), load(M, i)))
+    for j in range(columns):
+        poke(M, at + j * stride + j, 1.0 + peek(M, at + j * stride + j))
 
 
 @inner
@@ -223,348 +260,374 @@ def largest_change(a, b, size):
     return change / largest if largest > 0.0 else 0.0
 
 
-# ---------------------------------------------------------------------------------------------- series in the lanes
-
-
-@inner
-def into(M, at, rows, columns, x, begin, out, to):
-    """Out += M x for as many series as there are lanes; x and out are (coordinates, lanes)."""
-    lanes, stride = width(x), padded(rows)
-    whole = rows // 4 * 4
-    for i in range(0, whole, 4):
-        here = to + i * lanes
-        a, b = load(out, here), load(out, here + lanes)
-        c, d = load(out, here + 2 * lanes), load(out, here + 3 * lanes)
-        for j in range(columns):
-            v, place = load(x, begin + j * lanes), at + j * stride + i
-            a = fma(splat(M, place), v, a)
-            b = fma(splat(M, place + 1), v, b)
-            c = fma(splat(M, place + 2), v, c)
-            d = fma(splat(M, place + 3), v, d)
-        store(out, here, a)
-        store(out, here + lanes, b)
-        store(out, here + 2 * lanes, c)
-        store(out, here + 3 * lanes, d)
-    for i in range(whole, rows):
-        a = load(out, to + i * lanes)
-        for j in range(columns):
-            a = fma(splat(M, at + j * stride + i), load(x, begin + j * lanes), a)
-        store(out, to + i * lanes, a)
-
-
-@inner
-def take(source, first, count, size, target):
-    """Vectors that lie one after the other from `first` on: coordinate k of series i to target[k, i]."""
-    lanes = width(target)
-    if count < lanes:
-        for k in range(size):
-            for lane in range(count):
-                poke(target, k * lanes + lane, peek(source, first + lane * size + k))
-        return
-    if size == 1:
-        store(target, 0, load(source, first))
-        return
-    whole = size // 4 * 4
-    for k in range(0, whole, 4):
-        gather_four(source, first + k, size, target, k * lanes)
-    for k in range(whole, size):
-        store(target, k * lanes, gather(source, first + k, size))
-
-
-@inner
-def put(source, first, count, size, target):
-    """The reverse, to `first` and on."""
-    lanes = width(source)
-    if count < lanes:
-        for k in range(size):
-            for lane in range(count):
-                poke(target, first + lane * size + k, peek(source, k * lanes + lane))
-        return
-    if size == 1:
-        store(target, first, load(source, 0))
-        return
-    whole = size // 4 * 4
-    for k in range(0, whole, 4):
-        scatter_four(target, first + k, size, source, k * lanes)
-    for k in range(whole, size):
-        scatter(target, first + k, size, load(source, k * lanes))
-
-
-@inner
-def take_offset(b, t, first, count, target):
-    """The offset of the move into step t, for series from `first` on."""
-    steps, series, size = b.shape
-    lanes = width(target)
-    begin = t * series * size if steps > 1 else 0
-    if series > 1:
-        take(b, begin + first * size, count, size, target)
-        return
-    for i in range(size):
-        store(target, i * lanes, splat(b, begin + i))
-
-
-@inner
-def matvec(M, at, stride, columns, x, begin, start):
-    """A vector of rows of M x, added to `start`."""
-    other = zero(M)
-    even = columns // 2 * 2
-    for j in range(0, even, 2):
-        start = fma(splat(x, begin + j), load(M, at + j * stride), start)
-        other = fma(splat(x, begin + j + 1), load(M, at + (j + 1) * stride), other)
-    if even < columns:
-        start = fma(splat(x, begin + even), load(M, at + even * stride), start)
-    return add(start, other)
-
-
-@inner
-def impossible(known, at, e, white, lanes, lane, y, row, log_prob):
-    """Writes minus infinity where a coordinate that others determine is not what they say."""
-    E = y.shape[2]
-    for i in range(E):
-        if known[at + i * (E + 1) + E] > 0.0:
-            off = e[i * lanes + lane]
-            size = abs(off) + abs(peek(y, row * E + i))
-            for k in range(E):
-                off -= known[at + i * (E + 1) + k] * white[k * lanes + lane]
-            if abs(off) > 1e-9 * size + 1e-12:
-                poke(log_prob, row, -np.inf)
-
-
 # ---------------------------------------------------------------------------------------------------- the filter
 
 
 @compiled
 def forward_covariances(
-    A, q, C, r, g, t0, most, steady, X, after, move, seen, unwhite, gain, log, known, certain, kept, base, wanted,
+    A, q, b, C, r, g, t0, most, length, steady, X, after, step, log, certain, gains, rest, smooth, wanted, write,
     roots, ahead_roots, marks, mark, last_roots
 ):  # fmt: skip
     """Covariances of at most so many steps from t0 on, where X is the predicted root; how many, whether they settled.
 
-    Of each step: A, -C, U that makes residuals white, K, the log-determinant, what white residuals say of coordinates
-    that they determine (with a mark at the end) and how many those are; the filtered root, `kept` from step `base` on.
-    Roots asked for are written for group g, those of the steps before `marks` from place `mark` on.
+    Of each step the matrix that takes (y, offset, mean before) to (mean, predicted mean where it is asked for, what
+    must be white): the log-determinant, and how many coordinates of y others determine, whose rows, the last, must be
+    zero. The offset is the move's, or 1 where it never changes. With `smooth` also what z_t has of z_{t+1} and what it
+    keeps of its own. Roots asked for are written for group g, those of the steps before `marks` from place `mark` on.
     """
     D, E, M, N = A.shape[3], C.shape[2], r.shape[3], q.shape[3]
-    wide, high, stack = padded(D), padded(E), padded(E + D)
-    S, W = np.zeros(D * stack), np.zeros((D + max(M, N), stack + 8))
-    before, turn, unit = np.zeros(D * wide), np.zeros(D * wide), np.zeros(E * high)
-    pivots, order = np.zeros(E + D, np.int64), np.zeros(E + D, np.int64)
-    v, sizes, dot = np.zeros(D + max(M, N)), np.zeros(stack), np.zeros(8)
+    wide, tall, high = padded(D), padded(E), padded(D + max(D, E)) + 8
+    offsets, ahead = offsets_of(b), (D if wanted & PREDICTED else 0)
+    rows = D + ahead + E
+    size, before_y, inputs = padded(rows), rows - E, E + offsets + D
+    full = write and (wanted & FILTERED or len(marks) > 0)
+    W, H, unwhite = np.zeros((D + max(M, N), high)), np.zeros(D * size), np.zeros(E * tall)
+    before, turn, shown, unit = np.zeros(D * wide), np.zeros(D * wide), np.zeros(D * tall), np.zeros(E * tall)
+    pivots, order = np.zeros(D + max(D, E), np.int64), np.zeros(D + E, np.int64)
+    v, sizes, dot = np.zeros(D + max(M, N)), np.zeros(high), np.zeros(8)
     for i in range(E):
-        unit[i * high + i] = 1.0
-    for i in range(D):
-        S[i * stack + E + i] = 1.0
+        unit[i * tall + i] = 1.0
+    by_columns(A, place(A, t0, g), D, D, 1.0, turn, 0, wide)
     for n in range(most):
-        t = t0 + n
-        if n == 0 or A.shape[0] > 1:
-            by_columns(A, place(A, t, g), D, D, 1.0, turn, 0, wide)
+        t, at = t0 + n, n * inputs * size
         if n == 0 or C.shape[0] > 1:
-            by_columns(C, place(C, t, g), E, D, 1.0, S, 0, stack)
-        if t > 0:
-            columns_of(turn, 0, wide, D, after, D, W)
-            columns = append(q, place(q, t, g), D, N, W, D)
-            echelon(W, D, D, columns, pivots, v, sizes, dot)
-            take_root(W, 0, 0, columns, X, D)
-        copy(turn, 0, move, n * D * wide, D * wide)
-        if wanted & PREDICTED:
+            by_columns(C, place(C, t, g), E, D, 1.0, shown, 0, tall)
+        if write and wanted & PREDICTED:
             by_rows(X, 0, wide, D, D, ahead_roots, place(ahead_roots, t, g))
-        for j in range(D):
-            for i in range(high):
-                poke(seen, (n * D + j) * high + i, -peek(S, j * stack + i) if i < E else 0.0)
-        columns_of(S, 0, stack, E + D, X, D, W)
+        # [C X, r; X, 0] to [L, 0; K L, X].
+        multiply(shown, 0, tall, E, D, X, 0, wide, D, True, W, 0, high)
+        below(X, wide, D, W, E)
         columns = append(r, place(r, t, g), E, M, W, D)
-        echelon(W, E + D, E + D, columns, pivots, v, sizes, dot)
-        count = ordered(pivots, E, order)
-        divide(unit, 0, high, W, order, count, E, unwhite, n * E * high, E)
-        divide(W, E, W.shape[1], W, order, count, E, gain, n * E * wide, D)
-        x = 0.0
-        for p in range(count):
-            x += math.log(W[p, order[p]])
-        log[n] = x
-        certain[n] = E - count
-        if count < E:
+        count = echelon(W, 0, E, E + D, 0, columns, pivots, v, sizes, dot)
+        if full or columns - count > D:
+            echelon(W, E, E + D, E + D, count, columns, pivots, v, sizes, dot)
+        ordered(pivots, E, order)
+        for i in range(E * size):
+            poke(step, at + i, 0.0)
+        divide(W, E, high, W, order, count, E, step, at, size, D)
+        divide(unit, 0, tall, W, order, count, E, unwhite, 0, tall, E)
+        x, p = 0.0, count
+        for i in range(E):
+            for k in range(count):
+                poke(step, at + i * size + before_y + k, peek(unwhite, i * tall + k))
+            if pivots[i] >= 0:
+                x += math.log(peek(W, pivots[i] * high + i))
+                continue
             for j in range(E):
-                here = (n * E + j) * (E + 1)
-                for k in range(E):
-                    known[here + k] = W[k, j]
-                known[here + E] = 1.0 if pivots[j] < 0 else 0.0
-        copy(after, 0, before, 0, D * wide)
-        take_root(W, E, count, columns, after, D)
-        copy(after, 0, kept, (t - base) * D * wide, D * wide)
-        if wanted & FILTERED:
+                off = 1.0 if i == j else 0.0
+                for k in range(count):
+                    off -= peek(W, k * high + i) * peek(unwhite, j * tall + k)
+                poke(step, at + j * size + before_y + p, off)
+            p += 1
+        poke(log, n, x)
+        poke(certain, n, E - count)
+        # What y - C x says is subtracted from x, the predicted mean; then x is what the move makes of the mean before.
+        multiply(step, at, size, rows, E, shown, 0, tall, D, False, H, 0, size)
+        complement(H, 0, size, D)
+        if ahead:
+            for i in range(D):
+                poke(H, i * size + D + i, 1.0 + peek(H, i * size + D + i))
+        here = at + E * size
+        if t > 0:
+            if offsets > 1:
+                copy(H, 0, step, here, D * size)
+            else:
+                multiply(H, 0, size, rows, D, b, place_of(b, t, g), D, 1, False, step, here, size)
+            multiply(H, 0, size, rows, D, turn, 0, wide, D, False, step, here + offsets * size, size)
+        else:
+            for i in range(offsets * size):
+                poke(step, here + i, 0.0)
+            copy(H, 0, step, here + offsets * size, D * size)
+        take_root(W, E, count, columns, after, 0, D)
+        if write and wanted & FILTERED:
             by_rows(after, 0, wide, D, D, roots, place(roots, t, g))
         for k in range(len(marks)):
             if marks[k] == t + 1:
                 by_rows(after, 0, wide, D, D, last_roots, (mark + k) * D * D)
-        if steady > 0.0 and t > 0 and largest_change(after, before, D * wide) <= steady:
+        if t + 1 == length:
+            return n + 1, False
+        # [A X, q] to X; with [X, 0] below it, to the gain times X and what is left.
+        if A.shape[0] > 1:
+            by_columns(A, place(A, t + 1, g), D, D, 1.0, turn, 0, wide)
+        copy(X, 0, before, 0, D * wide)
+        multiply(turn, 0, wide, D, D, after, 0, wide, D, False, W, 0, high)
+        if smooth:
+            below(after, wide, D, W, D)
+        columns = append(q, place(q, t + 1, g), D, N, W, D)
+        count = echelon(W, 0, D, 2 * D if smooth else D, 0, columns, pivots, v, sizes, dot)
+        take_root(W, 0, 0, columns, X, 0, D)
+        if smooth:
+            ordered(pivots, D, order)
+            divide(W, D, high, W, order, count, D, gains, t * D * wide, wide, D)
+            if columns - count > D:
+                echelon(W, D, 2 * D, 2 * D, count, columns, pivots, v, sizes, dot)
+            take_root(W, D, count, columns, rest, t * D * wide, D)
+        if steady > 0.0 and t > 0 and largest_change(X, before, D * wide) <= steady:
             return n + 1, True
     return most, False
 
 
 @compiled
 def backward_covariances(
-    A, q, g, t0, t1, own, steady, later, kept, move, gain, write, roots, wanted_pairs, pairs
+    A, b, g, t0, t1, own, begin, steady, later, gains, rest, back, write, roots, wanted_pairs, pairs
 ):  # fmt: skip
-    """Gains of the steps t1 - 1 ... t0, and the smoothed roots in column `write` (none below 0); `later`: that of t1.
+    """The steps t1 - 1 ... t0: of each the matrix that takes (filtered mean, offset, smoothed mean after) to smoothed.
 
-    [A X, q; X, 0] turned to echelon form [L, 0; Y, Z]: the gain is Y L^-1, and Z what z_t keeps of its own.
+    The smoothed roots are written in column `write` (none below 0); `later` is that of t1, at the `begin` as filtered.
+    Gives the step at which they had settled, whose root the steps before it down to own - 1 have too, else -1; it is
+    written where the columns are those of single series.
     """
-    D, N = A.shape[3], q.shape[3]
-    wide, stack, filled = padded(D), padded(2 * D), own - 1
-    S, W, V = np.zeros(D * stack), np.zeros((D + N, stack + 8)), np.zeros((2 * D + N, wide))
-    pivots, order = np.zeros(D, np.int64), np.zeros(D, np.int64)
-    v, sizes, dot = np.zeros(2 * D + N), np.zeros(stack), np.zeros(8)
-    X, turn = np.zeros(D * wide), np.zeros(D * wide)
-    square, joint = np.zeros(D * wide), np.zeros(D * wide)
-    for i in range(D):
-        S[i * stack + D + i] = 1.0
-    lanes = width(W)
-    settled, columns, count = False, 0, 0
+    D = A.shape[3]
+    wide, filled, offsets, spread = padded(D), own - 1, offsets_of(b), roots.shape[1] > 1
+    V, turn, square, joint = np.zeros((2 * D, wide)), np.zeros(D * wide), np.zeros(D * wide), np.zeros(D * wide)
+    pivots, v, sizes, dot = np.zeros(D, np.int64), np.zeros(2 * D), np.zeros(wide), np.zeros(8)
+    lanes = width(V)
+    settled, late = False, -1
+    if begin and write >= 0:
+        copy(later, 0, V, 0, D * wide)
+        echelon(V, 0, D, D, 0, D, pivots, v, sizes, dot)
+        copy(V, 0, later, 0, D * wide)
+        by_rows(later, 0, wide, D, D, roots, place(roots, t1, write))
     for t in range(t1 - 1, t0 - 1, -1):
-        at = (min(t, filled) - t0) * D * wide
+        known = min(t, filled)
+        gain, at = known * D * wide, (known - t0) * (D + offsets + D) * wide
         if t == t1 - 1 or A.shape[0] > 1:
-            by_columns(A, place(A, t + 1, g), D, D, 1.0, S, 0, stack)
             by_columns(A, place(A, t + 1, g), D, D, 1.0, turn, 0, wide)
         if t == t1 - 1 or t < filled:
-            copy(kept, min(t, filled) * D * wide, X, 0, D * wide)
-            columns_of(S, 0, stack, 2 * D, X, D, W)
-            columns = append(q, place(q, t + 1, g), D, N, W, D)
-            echelon(W, D, 2 * D, columns, pivots, v, sizes, dot)
-            count = ordered(pivots, D, order)
-            divide(W, D, W.shape[1], W, order, count, D, gain, at, D)
-            copy(turn, 0, move, at, D * wide)
+            multiply(gains, gain, wide, D, D, turn, 0, wide, D, False, back, at, wide)
+            complement(back, at, wide, D)
+            here = at + D * wide
+            if offsets > 1:
+                copy(gains, gain, back, here, D * wide)
+            else:
+                multiply(gains, gain, wide, D, D, b, place_of(b, t, g), D, 1, False, back, here, wide)
+            for i in range(offsets * wide):
+                poke(back, here + i, -peek(back, here + i))
+            copy(gains, gain, back, here + offsets * wide, D * wide)
             settled = False
-        if write < 0:
+        if write < 0 or (settled and not spread):
             continue
         if not settled:
             if wanted_pairs:
                 for j in range(D):
                     for i in range(0, wide, lanes):
-                        x = zero(W)
+                        x = zero(V)
                         for k in range(j + 1):
                             x = fma(splat(later, k * wide + j), load(later, k * wide + i), x)
                         store(square, j * wide + i, x)
-                for j in range(D):
-                    for i in range(0, wide, lanes):
-                        store(joint, j * wide + i, matvec(gain, at + i, wide, D, square, j * wide, zero(W)))
-            columns_of(gain, at, wide, D, later, D, V)
-            for k in range(columns - count):
-                for i in range(0, wide, lanes):
-                    store(V, (D + k) * wide + i, load(W, (count + k) * W.shape[1] + D + i))
-            echelon(V, D, D, D + columns - count, pivots, v, sizes, dot)
-            settled = steady > 0.0 and t > filled and largest_change(V, later, D * wide) <= steady
+                multiply(gains, gain, wide, D, D, square, 0, wide, D, False, joint, 0, wide)
+            multiply(gains, gain, wide, D, D, later, 0, wide, D, True, V, 0, wide)
+            copy(rest, gain, V, D * wide, D * wide)
+            echelon(V, 0, D, D, 0, 2 * D, pivots, v, sizes, dot)
+            if steady > 0.0 and t > filled and largest_change(V, later, D * wide) <= steady:
+                settled, late = True, t
             copy(V, 0, later, 0, D * wide)
         if wanted_pairs:
             by_rows(joint, 0, wide, D, D, pairs, place(pairs, t, write))
         by_rows(later, 0, wide, D, D, roots, place(roots, t, write))
+    return late
 
 
 # ------------------------------------------------------------------------------------------------------- the means
 
 
+@inner
+def doubtful(M, at, stride, columns, x, begin, lanes, off):
+    """Whether what must be zero is more than the rounding of its terms."""
+    size = 0.0
+    for j in range(columns):
+        size += abs(peek(M, at + j * stride) * peek(x, begin + j * lanes))
+    return abs(off) > 1e-9 * size + 1e-12
+
+
+@inner
+def matvec(M, at, stride, columns, x, begin):
+    """A vector of rows of M x."""
+    first, other = zero(M), zero(M)
+    even = columns // 2 * 2
+    for j in range(0, even, 2):
+        first = fma(splat(x, begin + j), load(M, at + j * stride), first)
+        other = fma(splat(x, begin + j + 1), load(M, at + (j + 1) * stride), other)
+    if even < columns:
+        first = fma(splat(x, begin + even), load(M, at + even * stride), first)
+    return add(first, other)
+
+
 @compiled
 def one_series(
-    s, t0, t1, end, filled, b, y, move, seen, unwhite, gain, log, known, certain, back_move, back_gain, now, wanted,
-    log_prob, means, ahead
+    s, t0, t1, end, filled, last, b, y, step, log, certain, back, now, wanted, log_prob, means, ahead
 ):  # fmt: skip
     """Means of a series, a vector's coordinates in the lanes: filtered from step t0 to t1, smoothed from `end` to t0.
 
     Either may be empty. `now`: the mean before t0, then that of t1 - 1; or the smoothed one of `end`, then of t0.
     """
-    B, E, D = y.shape[1], y.shape[2], b.shape[2]
-    wide, high, lanes = padded(D), padded(E), width(now)
-    moved, e, white = np.zeros(wide), np.zeros(high), np.zeros(high)
-    b_step, b_begin = (b.shape[1] * D if b.shape[0] > 1 else 0), (s * D if b.shape[1] > 1 else 0)
+    B, E, D, offsets = y.shape[1], y.shape[2], b.shape[2], offsets_of(b)
+    extra = D if wanted & PREDICTED else 0
+    rows = D + extra + E
+    size, wide, lanes, first = padded(rows), padded(D), width(now), E + offsets
+    x = np.zeros(2 * (first + D + size))  # (y, offset, result of the step before), in two places by turns
+    here, there = 0, first + D + size
+    copy(now, 0, x, first, D)
+    poke(x, E, 1.0)
+    poke(x, there + E, 1.0)
     for t in range(t0, t1):
-        n = min(t, filled) - t0
-        for i in range(0, wide, lanes):
-            x = load(now, i)
-            if t > 0:
-                x = load_some(b, t * b_step + b_begin + i, D - i, 0.0)
-                x = matvec(move, n * D * wide + i, wide, D, now, 0, x)
-            store(moved, i, x)
-        row = t * B + s
-        for i in range(0, high, lanes):
-            x = load_some(y, row * E + i, E - i, 0.0)
-            store(e, i, matvec(seen, n * D * high + i, high, D, moved, 0, x))
-        squares = zero(now)
-        for i in range(0, high, lanes):
-            x = matvec(unwhite, n * E * high + i, high, E, e, 0, zero(now))
-            squares = fma(x, x, squares)
-            store(white, i, x)
-        for i in range(0, wide, lanes):
-            store(now, i, matvec(gain, n * E * wide + i, wide, E, e, 0, load(moved, i)))
-        poke(log_prob, row, -0.5 * total(squares) - log[n])
-        if certain[n]:
-            impossible(known, n * E * (E + 1), e, white, 1, 0, y, row, log_prob)
-        if wanted & PREDICTED:
-            copy(moved, 0, ahead, row * D, D)
+        n, row = min(t, filled) - t0, t * B + s
+        at, loose = n * (first + D) * size, rows - peek(certain, n)
+        copy(y, row * E, x, here, E)
+        if offsets > 1:
+            copy(b, place_of(b, t, s), x, here + E, D)
+        to = there + first
+        for i in range(0, size, lanes):
+            store(x, to + i, matvec(step, at + i, size, first + D, x, here))
+        squares = 0.0
+        for i in range(to + rows - E, to + loose):
+            squares += peek(x, i) * peek(x, i)
+        poke(log_prob, row, -0.5 * squares - peek(log, n))
+        for i in range(loose, rows):
+            if doubtful(step, at + i, size, first + D, x, here, 1, peek(x, to + i)):
+                poke(log_prob, row, -np.inf)
+        if extra:
+            copy(x, to + D, ahead, row * D, D)
         if wanted & FILTERED:
-            copy(now, 0, means, row * D, D)
+            copy(x, to, means, row * D, D)
+        here, there = there, here
+    copy(x, here + first, now, 0, D)
+    if end <= t0:
+        return
+    first = D + offsets
+    x = np.zeros(2 * (first + wide))
+    here, there = 0, first + wide
+    copy(now, 0, x, first, D)
+    poke(x, D, 1.0)
+    poke(x, there + D, 1.0)
     for t in range(end - 1, t0 - 1, -1):
-        at = (min(t, filled) - t0) * D * wide
-        row = (t * B + s) * D
+        at, row = (min(t, filled) - t0) * (first + D) * wide, (t * B + s) * D
+        copy(means, row, x, here, D)
+        if offsets > 1:
+            copy(b, place_of(b, t + 1, s), x, here + D, D)
         for i in range(0, wide, lanes):
-            x = load_some(b, (t + 1) * b_step + b_begin + i, D - i, 0.0)
-            store(moved, i, sub(load(now, i), matvec(back_move, at + i, wide, D, means, row, x)))
-        for i in range(0, wide, lanes):
-            x = load_some(means, row + i, D - i, 0.0)
-            store(now, i, matvec(back_gain, at + i, wide, D, moved, 0, x))
-        copy(now, 0, means, row, D)
+            store(x, there + first + i, matvec(back, at + i, wide, first + D, x, here))
+        copy(x, there + first, means, row, D)
+        here, there = there, here
+    copy(x, here + first, now, 0, D)
+
+
+# ---------------------------------------------------------------------------------------------- series in the lanes
+
+
+@inner
+def times(M, at, stride, rows, columns, x, out):
+    """Out = M x for as many series as there are lanes, rows rounded up to fours; x and out are (coordinates, lanes)."""
+    lanes = width(x)
+    for i in range(0, rows, 4):
+        a, b, c, d = zero(x), zero(x), zero(x), zero(x)
+        for j in range(columns):
+            v, place = load(x, j * lanes), at + j * stride + i
+            a = fma(splat(M, place), v, a)
+            b = fma(splat(M, place + 1), v, b)
+            c = fma(splat(M, place + 2), v, c)
+            d = fma(splat(M, place + 3), v, d)
+        store(out, i * lanes, a)
+        store(out, (i + 1) * lanes, b)
+        store(out, (i + 2) * lanes, c)
+        store(out, (i + 3) * lanes, d)
+
+
+@inner
+def take(source, begin, size, target, to):
+    """Vectors that lie one after the other from `begin` on: coordinate k of series i to target[k, i]."""
+    lanes = width(target)
+    if size == 1:
+        store(target, to, load(source, begin))
+        return
+    whole = size // 4 * 4
+    for k in range(0, whole, 4):
+        gather_four(source, begin + k, size, target, to + k * lanes)
+    for k in range(whole, size):
+        store(target, to + k * lanes, gather(source, begin + k, size))
+
+
+@inner
+def put(source, at, size, target, begin):
+    """The reverse, to `begin` and on."""
+    lanes = width(source)
+    if size == 1:
+        store(target, begin, load(source, at))
+        return
+    whole = size // 4 * 4
+    for k in range(0, whole, 4):
+        scatter_four(target, begin + k, size, source, at + k * lanes)
+    for k in range(whole, size):
+        scatter(target, begin + k, size, load(source, at + k * lanes))
+
+
+@inner
+def take_offset(b, t, s, target, to):
+    """The offset of the move into step t, for series from s on."""
+    if b.shape[1] > 1:
+        take(b, place_of(b, t, s), b.shape[2], target, to)
+        return
+    for i in range(b.shape[2]):
+        store(target, to + i * width(target), splat(b, place_of(b, t, 0) + i))
 
 
 @compiled
 def many_series(
-    low, high, t0, t1, end, filled, b, y, move, seen, unwhite, gain, log, known, certain, back_move, back_gain, now,
-    wanted, log_prob, means, ahead
+    low, high, t0, t1, end, filled, last, b, y, step, log, certain, back, now, wanted, log_prob, means, ahead
 ):  # fmt: skip
-    """As `one_series`, series low ... high - 1 each in a lane."""
-    B, E, D, lanes = y.shape[1], y.shape[2], b.shape[2], width(now)
-    wide, tall, size = padded(D), padded(E), D * lanes
-    moved, m, e, white = np.zeros(size), np.zeros(size), np.zeros(E * lanes), np.zeros(E * lanes)
+    """As `one_series`, series low ... high - 1 each in a lane. Filtered means before step `last` lie by lanes."""
+    B, E, D, lanes, offsets = y.shape[1], y.shape[2], b.shape[2], width(now), offsets_of(b)
+    extra = D if wanted & PREDICTED else 0
+    rows, wide, block = D + extra + E, padded(D), D * lanes
+    size, columns = padded(rows), E + offsets + D
+    x, out = np.zeros((max(D, E) + offsets + D) * lanes), np.zeros(size * lanes)
+    store(x, E * lanes, fill(x, 1.0))
     for t in range(t0, t1):
         n = min(t, filled) - t0
+        at, loose = n * columns * size, rows - peek(certain, n)
         for s in range(low, high, lanes):
-            at, count, row = (s - low) * D, min(lanes, high - s), t * B + s
-            if t > 0:
-                take_offset(b, t, s, count, moved)
-                into(move, n * D * wide, D, D, now, at, moved, 0)
-            else:
-                copy(now, at, moved, 0, size)
-            take(y, row * E, count, E, e)
-            into(seen, n * D * tall, E, D, moved, 0, e, 0)
-            for i in range(0, E * lanes, lanes):
-                store(white, i, zero(white))
-            into(unwhite, n * E * tall, E, E, e, 0, white, 0)
-            if wanted & PREDICTED:
-                put(moved, row * D, count, D, ahead)
-            into(gain, n * E * wide, D, E, e, 0, moved, 0)
-            for i in range(0, size, lanes):
-                store(now, at + i, load(moved, i))
+            mean, row = (s - low) * D, t * B + s
+            take(y, row * E, E, x, 0)
+            if offsets > 1:
+                take_offset(b, t, s, x, E * lanes)
+            for i in range(0, block, lanes):
+                store(x, (E + offsets) * lanes + i, load(now, mean + i))
+            times(step, at, size, rows, columns, x, out)
+            squares = zero(out)
+            for i in range((rows - E) * lanes, loose * lanes, lanes):
+                z = load(out, i)
+                squares = fma(z, z, squares)
+            store(log_prob, row, sub(mul(squares, fill(out, -0.5)), fill(out, peek(log, n))))
+            for i in range(loose, rows):
+                for lane in range(lanes):
+                    if doubtful(step, at + i, size, columns, x, lane, lanes, peek(out, i * lanes + lane)):
+                        poke(log_prob, row + lane, -np.inf)
+            for i in range(0, block, lanes):
+                store(now, mean + i, load(out, i))
+            if extra:
+                put(out, block, D, ahead, row * D)
             if wanted & FILTERED:
-                put(moved, row * D, count, D, means)
-            squares = zero(white)
-            for i in range(0, E * lanes, lanes):
-                x = load(white, i)
-                squares = fma(x, x, squares)
-            store(m, 0, sub(mul(squares, fill(white, -0.5)), fill(white, log[n])))
-            put(m, row, count, 1, log_prob)
-            if certain[n]:
-                for lane in range(count):
-                    impossible(known, n * E * (E + 1), e, white, lanes, lane, y, row + lane, log_prob)
+                if t < last:
+                    for i in range(0, block, lanes):
+                        store(means, row * D + i, load(out, i))
+                else:
+                    put(out, 0, D, means, row * D)
+    store(x, D * lanes, fill(x, 1.0))
+    columns = D + offsets + D
     for t in range(end - 1, t0 - 1, -1):
-        matrix = (min(t, filled) - t0) * D * wide
+        at = (min(t, filled) - t0) * columns * wide
         for s in range(low, high, lanes):
-            at, count, row = (s - low) * D, min(lanes, high - s), (t * B + s) * D
-            take_offset(b, t + 1, s, count, moved)
-            take(means, row, count, D, m)
-            into(back_move, matrix, D, D, m, 0, moved, 0)
-            for i in range(0, size, lanes):
-                store(moved, i, sub(load(now, at + i), load(moved, i)))
-            into(back_gain, matrix, D, D, moved, 0, m, 0)
-            for i in range(0, size, lanes):
-                store(now, at + i, load(m, i))
-            put(m, row, count, D, means)
+            mean, row = (s - low) * D, (t * B + s) * D
+            for i in range(0, block, lanes):
+                store(x, i, load(means, row + i))
+            if offsets > 1:
+                take_offset(b, t + 1, s, x, block)
+            for i in range(0, block, lanes):
+                store(x, block + offsets * lanes + i, load(now, mean + i))
+            times(back, at, wide, D, columns, x, out)
+            for i in range(0, block, lanes):
+                store(now, mean + i, load(out, i))
+            put(out, 0, D, means, row)
 
 
 # --------------------------------------------------------------------------------------------------- the gradient
@@ -653,10 +716,10 @@ def gradient_group(
             add_transposed(P, shown, 1.0, B)
             by_columns(C, place(C, t, g), E, D, 1.0, S, 0, high)
             by_columns(ahead_roots, place(ahead_roots, min(t, filled), g), D, D, 1.0, root, 0, wide)
-            columns_of(S, 0, high, E, root, D, W)
+            multiply(S, 0, high, E, D, root, 0, wide, D, True, W, 0, W.shape[1])
             columns = append(r, place(r, t, g), E, r.shape[3], W, D)
-            echelon(W, E, E, columns, pivots, v_, sizes, dot)
-            divide(unit, 0, high, W, order, ordered(pivots, E, order), E, white, 0, E)
+            echelon(W, 0, E, E, 0, columns, pivots, v_, sizes, dot)
+            divide(unit, 0, high, W, order, ordered(pivots, E, order), E, white, 0, high, E)
             for i in range(E):  # the inverse of the innovation's covariance
                 for j in range(E):
                     x = 0.0

@@ -69,7 +69,11 @@ def _matrices(prepared: Prepared, start: int) -> Matrices:
 
 
 class _Run(NamedTuple):
-    """What the loops wrote; of roots that series share there is one, and the last one holds from step `own` on."""
+    """What the loops wrote; of roots that series share there is one, and where they settled only some were written.
+
+    Filtered and predicted ones from step `own` on are as the one before; smoothed ones of the steps own - 1 ... late as
+    that of `late` (-1: each is there).
+    """
 
     log_prob: Tensor
     filtered: Gaussian | None
@@ -77,6 +81,7 @@ class _Run(NamedTuple):
     last: Gaussian | None
     own: int
     pairs: Tensor | None = None
+    late: int = -1
 
 
 def _empty(*shape: int) -> Tensor:
@@ -124,57 +129,59 @@ class _Loops:
         still = all(len(x) == 1 for x in (given.A, given.q, given.C, given.r))
         self.steady, self.smooth, self.wanted, self.jit = steady if still else 0.0, smooth, wanted, _jit()
         self.chunk, self.dim, outputs = min(longest, CHUNK), given.A.shape[-1], given.y.shape[-1]
-        self.wide, high = -(-self.dim // LANES) * LANES, -(-outputs // LANES) * LANES
-        matrix = self.dim * self.wide
-        self.kept = np.empty((longest if smooth else self.chunk) * matrix)
-        sizes = (matrix, self.dim * high, outputs * high, outputs * self.wide, 1, outputs * (outputs + 1))
-        self.steps = [*(np.empty(self.chunk * size) for size in sizes), np.empty(self.chunk, np.int64)]
-        self.back = [np.empty(self.chunk * matrix if smooth else 0) for _ in range(2)]
+        offset = self.dim if given.b[..., 0].numel() > 1 else 1
+        rows = self.dim + outputs + self.dim * bool(wanted & PREDICTED)
+        self.wide, size = -(-self.dim // LANES) * LANES, -(-rows // LANES) * LANES
+        step, back = (outputs + offset + self.dim) * size, (self.dim + offset + self.dim) * self.wide
+        self.steps = np.empty(self.chunk * step), np.empty(self.chunk), np.empty(self.chunk, np.int64)
+        self.kept = [np.empty(longest * self.dim * self.wide if smooth else 0) for _ in range(2)]
+        self.back = np.empty(self.chunk * back if smooth else 0)
 
-    def run(self, job: _Job, out: _Out) -> int:
-        """One group; how many steps have roots of their own."""
-        A, _, q, C, r, _ = self.matrices
+    def run(self, job: _Job, out: _Out) -> tuple[int, int]:
+        """One group; how many steps have roots of their own, and from where back the smoothed ones have settled."""
+        A, b, q, C, r, _ = self.matrices
         X, after = np.zeros((2, self.dim, self.wide))
         X[:, : self.dim] = self.root[job.group if len(self.root) > 1 else 0].T
-        now, asked = self._begin(job), 0 if self.smooth or job.write < 0 else self.wanted
-        t0, t1, own = 0, 0, job.length
+        now, last = self._begin(job), job.length - 1 if self.smooth else 0
+        t0, t1, own, late = 0, 0, job.length, -1
         while t1 < job.length:
             t0 = t1
             steps, settled = self.jit.forward_covariances(
-                A, q, C, r, job.group, t0, min(self.chunk, job.length - t0), self.steady, X, after, *self.steps,
-                self.kept, 0 if self.smooth else t0, asked, out.roots, out.ahead_roots, job.marks, job.mark,
-                out.last_roots,
+                A, q, b, C, r, job.group, t0, min(self.chunk, job.length - t0), job.length, self.steady, X, after,
+                *self.steps, *self.kept, self.smooth, self.wanted, job.write >= 0 and not self.smooth, out.roots,
+                out.ahead_roots, job.marks, job.mark, out.last_roots,
             )  # fmt: skip
             t1 = t0 + steps
             if settled:
                 own, t1 = t1, job.length
-            self._means(job, now, t0, t1, t0, own - 1, out)
+                if out.roots.shape[1] > 1 and not self.smooth:
+                    for roots in (out.roots, out.ahead_roots):
+                        roots[own:, job.write] = roots[own - 1 : own, job.write]
+            self._means(job, now, t0, t1, t0, own - 1, last, out)
         if self.wanted & LAST:
             out.last_roots[job.mark : job.mark + len(job.marks)][job.marks > own] = after[:, : self.dim].T
         if self.smooth:
-            if job.write >= 0:
-                out.roots[job.length - 1, job.write] = after[:, : self.dim].T
             for begin in range(t0, -1, -self.chunk):
                 end = min(begin + self.chunk if begin < t0 else job.length, job.length - 1)
-                self.jit.backward_covariances(
-                    A, q, job.group, begin, end, own, self.steady, after, self.kept, *self.back, job.write, out.roots,
-                    bool(self.wanted & PAIRS), out.pairs,
+                found = self.jit.backward_covariances(
+                    A, b, job.group, begin, end, own, begin == t0, self.steady, after, *self.kept, self.back, job.write,
+                    out.roots, bool(self.wanted & PAIRS), out.pairs,
                 )  # fmt: skip
-                self._means(job, now, begin, begin, end, own - 1, out)
-        return own
+                late = max(late, found)
+                self._means(job, now, begin, begin, end, own - 1, last, out)
+        return own, late
 
     def _begin(self, job: _Job) -> np.ndarray:
         """The means of the start, as the loops over means have them."""
         mean = self.mean[job.low : job.high]
         if len(mean) < FEW:
-            return np.pad(mean, [(0, 0), (0, self.wide - self.dim)])
-        rows = np.pad(mean, [(0, -len(mean) % LANES), (0, 0)])
-        return np.ascontiguousarray(rows.reshape(-1, LANES, self.dim).transpose(0, 2, 1))
+            return mean.copy()
+        return np.ascontiguousarray(mean.reshape(-1, LANES, self.dim).transpose(0, 2, 1))
 
-    def _means(self, job: _Job, now: np.ndarray, t0: int, t1: int, end: int, filled: int, out: _Out) -> None:
+    def _means(self, job: _Job, now: np.ndarray, t0: int, t1: int, end: int, filled: int, last: int, out: _Out) -> None:
         """Filtered means of the steps t0 ... t1 - 1, then smoothed ones of the steps end - 1 ... t0."""
         _, b, *_, y = self.matrices
-        given = (t0, t1, end, filled, b, y, *self.steps, *self.back)
+        given = (t0, t1, end, filled, last, b, y, *self.steps, self.back)
         written = (self.wanted, out.log_prob, out.means, out.ahead)
         if job.high - job.low >= FEW:
             self.jit.many_series(job.low, job.high, *given, now, *written)
@@ -188,18 +195,23 @@ def _run(given: Matrices, start: Gaussian, ends: Tensor, steady: float, wanted: 
 
     Series that share covariances are cut into pieces for the threads; the first piece writes the roots that all share.
     """
-    length, batch, dim = given.y.shape[0], given.y.shape[1], given.A.shape[-1]
+    series, dim = given.y.shape[1], given.A.shape[-1]
     shared = given.shared and start.scale.shape[0] == 1
     if smooth and shared and bool((ends != ends[0]).any()):
         return _by_length(given, start, ends, steady, wanted)
-    distinct, of = ends.unique(return_inverse=True) if shared else (ends, torch.arange(batch))
-    marks = distinct.numpy() if wanted & LAST else np.zeros(0, np.int64)
+    if shared and series >= FEW and series % LANES:
+        given, start = _filled_up(given, start)
+    length, batch = given.y.shape[:2]
+    marks, of = np.zeros(0, np.int64), ends
+    if wanted & LAST:
+        distinct, of = ends.unique(return_inverse=True) if shared else (ends, torch.arange(batch))
+        marks = distinct.numpy()
     threads, steps = torch.get_num_threads(), int(ends[0])
     if shared:
-        columns = 1
-        cut = enumerate(lanes.pieces(batch, threads))
+        columns, each = 1, LANES if batch >= FEW else 1
         jobs = [
-            _Job(*piece, 0, steps if smooth else length, -bool(i), marks[: 0 if i else None], 0) for i, piece in cut
+            _Job(low * each, high * each, 0, steps if smooth else length, -bool(i), marks[: 0 if i else None], 0)
+            for i, (low, high) in enumerate(lanes.pieces(batch // each, threads))
         ]
     else:
         columns = batch
@@ -217,22 +229,37 @@ def _run(given: Matrices, start: Gaussian, ends: Tensor, steady: float, wanted: 
     ahead, ahead_roots = kept(wanted & PREDICTED, length, batch, dim), kept(wanted & PREDICTED, *rows)
     last_roots, pairs = _empty(len(marks), dim, dim), kept(wanted & PAIRS, length - 1, columns, dim, dim)
     out = _Out(*(x.numpy() for x in (log_prob, means, roots, ahead, ahead_roots, last_roots, pairs)))
-    parts, own = lanes.pieces(len(jobs), threads if shared else 4 * threads), [length]
+    parts, found = lanes.pieces(len(jobs), threads if shared else 4 * threads), [(length, -1)]
 
     def some(i: int) -> None:
         loops = _Loops(given, start, length, steady, smooth, wanted)
         for job in jobs[slice(*parts[i])]:
-            own[0] = loops.run(job, out)
+            known = loops.run(job, out)
+            if job.write >= 0:
+                found[0] = known
 
     lanes.parallel(some, len(parts))
+    own, late = found[0] if shared else (length, -1)
+    if wanted & PAIRS and late >= own:
+        pairs[own - 1 : late] = pairs[late]
+    means, ahead = means[:, :series], ahead[:, :series]
     return _Run(
-        log_prob,
+        log_prob[:, :series],
         Gaussian(means, roots) if wanted & FILTERED else None,
         Gaussian(ahead, ahead_roots) if wanted & PREDICTED else None,
-        Gaussian(means[ends - 1, torch.arange(batch)], last_roots[of]) if len(marks) else None,
-        own[0],
+        Gaussian(means[ends - 1, torch.arange(series)], last_roots[of]) if len(marks) else None,
+        own,
         pairs if wanted & PAIRS else None,
+        late,
     )
+
+
+def _filled_up(given: Matrices, start: Gaussian) -> tuple[Matrices, Gaussian]:
+    """With so many more series that no lane is empty."""
+    more = -given.y.shape[1] % LANES
+    pad = lambda x: torch.nn.functional.pad(x, (0, 0, 0, more))  # noqa: E731
+    b = given.b if given.b.shape[1] == 1 else pad(given.b)
+    return given._replace(y=pad(given.y), b=b), Gaussian(pad(start.mean), start.scale)
 
 
 def _by_length(given: Matrices, start: Gaussian, ends: Tensor, steady: float, wanted: int) -> _Run:
@@ -249,6 +276,7 @@ def _by_length(given: Matrices, start: Gaussian, ends: Tensor, steady: float, wa
         assert run.filtered is not None
         log_prob[:end, there], means[:end, there] = run.log_prob, run.filtered.mean
         roots[:end, i] = run.filtered.scale[:, 0]
+        roots[run.own - 1 : max(run.late, 0), i] = roots[run.late, i]  # none where nothing settled
         if run.pairs is not None:
             pairs[: end - 1, i] = run.pairs[:, 0]
     smoothed = Gaussian(means, roots[:, of])
@@ -311,6 +339,12 @@ def _filled(belief: Gaussian, own: int, batch: int, dtype: torch.dtype) -> Gauss
     return Gaussian(belief.mean.to(dtype), belief.scale.to(dtype).expand(-1, batch, -1, -1))
 
 
+def _once(mean: Tensor, roots: Tensor, own: int, late: int, dtype: torch.dtype) -> Steady:
+    """The steps from own - 1 on have the same root until `late`, where those of the later ones begin."""
+    t = torch.arange(len(mean))
+    return Steady(mean.to(dtype), roots.to(dtype), t.clamp(max=own - 1) + (t - late).clamp(min=0))
+
+
 def _settle_first(
     model: Any, method: Kalman, prepared: Prepared, length: int, batch: int, belief: Any
 ) -> tuple[list[Any], Any]:
@@ -362,10 +396,13 @@ def kalman(
     if "smoothed" in keep:
         run = _run(given, begun, ends, method.steady, FILTERED | PAIRS * ("pairs" in keep), smooth=True)
         assert run.filtered is not None
-        mean, scale = run.filtered.mean.to(dtype), run.filtered.scale.to(dtype).expand(-1, batch, -1, -1)
-        smoothed: Any = Gaussian(mean, scale)
+        mean, roots, own, late = *run.filtered, run.own, run.late
+        if late < 0:
+            smoothed: Any = Gaussian(mean.to(dtype), roots.to(dtype).expand(-1, batch, -1, -1))
+        else:
+            smoothed = _once(mean, torch.cat([roots[: own - 1], roots[late:]]), own, late, dtype)
         if start.factor is not None:
-            smoothed = Diffuse(mean, scale, start.factor.new_zeros(length, *start.factor.shape))
+            smoothed = Diffuse(smoothed.mean, smoothed.scale, start.factor.new_zeros(length, *start.factor.shape))
         pairs = None if run.pairs is None else run.pairs.to(dtype).expand(-1, batch, -1, -1)
         return Trace(smoothed=smoothed, pairs=pairs, log_prob=run.log_prob + constant)
     wanted = FILTERED * ("filtered" in keep) + PREDICTED * ("predicted" in keep) + LAST * ("last" in keep)
@@ -376,7 +413,8 @@ def kalman(
         if rest is None:
             return None
         if start.factor is None and name == "filtered":
-            return Steady(rest.mean.to(dtype), rest.scale[: run.own].to(dtype, copy=run.own < length))
+            own = run.own
+            return _once(rest.mean, rest.scale[:own].to(dtype, copy=own < length), own, length, dtype)
         return _joined([getattr(step, name) for step in steps], _filled(rest, run.own, batch, dtype), start)
 
     last = None if run.last is None else tree_map(lambda x: x.to(dtype), run.last)

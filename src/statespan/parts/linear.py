@@ -90,7 +90,8 @@ def inverse(scale: Tensor) -> Tensor:
 
 def root(scale: Tensor) -> Tensor:
     """The lower triangle of a free matrix as a covariance's root: columns turned so that no diagonal is negative."""
-    triangle = scale.tril()
+    i = torch.arange(scale.shape[-1], device=scale.device)
+    triangle = torch.where(i[:, None] >= i, scale, 0.0)  # `tril` wakes all of torch's threads, however small it is
     return torch.where(triangle.diagonal(dim1=-2, dim2=-1)[..., None, :] < 0, -triangle, triangle)
 
 
