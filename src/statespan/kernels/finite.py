@@ -7,17 +7,19 @@ import torch
 from statespan.belief import Discrete, select, with_fed
 from statespan.kernels.expected_moves import expected_moves
 from statespan.kernels.forward_backward import forward_backward
+from statespan.kernels.varying_chain import varying_chain
 from statespan.kernels.viterbi import max_product
 from statespan.method import Prepared, Trace, register
 from statespan.methods import Forward, MaxProduct
 from statespan.part import MatrixTransition
 from statespan.parts.finite import RowsAddition
+from statespan.parts.inputs import Generator, Regimes, SoftmaxTransition
 from statespan.tree import Shared, tree_map, unstack
 
 
 def start(model: Any, method: Forward, prepared: Prepared, batch: int, belief: Any) -> torch.Tensor:
     """The predicted belief about the first step, (B, K)."""
-    move = unstack(prepared.moves, 1)[0]
+    move = unstack(tree_map(lambda x: x[:1], prepared.moves), 1)[0]
     before = method.init(model, move, batch) if belief is None else method.predict(model, belief, move)
     return before.state.probs.contiguous()
 
@@ -61,6 +63,27 @@ def addition(
     row, column = (torch.cat([one, x[:-1]]) for x in (drive.row, drive.column))
     value = likelihood.value * column
     return traced(prepared, *forward_backward(predicted, prepared.moves.tables.value, value, prepared.lengths, row))
+
+
+@register(Forward, Regimes, keeps=("filtered", "last", "log_prob"))
+@register(Forward, Generator, keeps=("filtered", "last", "log_prob"))
+def chosen(
+    model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
+) -> Trace:
+    """One of several matrices at each step."""
+    tables, value = prepared.moves.tables, prepared.likelihoods.value
+    before = start(model, method, prepared, batch, belief)
+    return traced(prepared, *varying_chain(before, tables.every.value, tables.which, value, prepared.lengths))
+
+
+@register(Forward, SoftmaxTransition, keeps=("filtered", "last", "log_prob"))
+def varying(
+    model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
+) -> Trace:
+    """A matrix of its own at each step of each sequence."""
+    tables, value = prepared.moves.tables, prepared.likelihoods.value
+    before = start(model, method, prepared, batch, belief)
+    return traced(prepared, *varying_chain(before, tables.flatten(0, 1), None, value, prepared.lengths))
 
 
 @register(MaxProduct, MatrixTransition, keeps=("paths",))
