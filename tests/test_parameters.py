@@ -181,3 +181,20 @@ def test_parts_inside_a_part_speak_for_themselves():
     model = ss.hmm(states=2, emission=ss.Product(ss.Gaussian(1), ss.Poisson(1)), seed=0)
     names = set(ss.summary(model, [[0.1, 1.0], [0.4, 3.0]]).frame()["name"])
     assert {"emission.emissions.0.mean", "emission.emissions.0.covariance", "emission.emissions.1.rate"} <= names
+
+
+def test_a_variance_at_zero_is_on_the_boundary():
+    """Noise whose neighbours are opposed has no moving level: its variance is fitted at zero, without an error."""
+    e = torch.randn(61, generator=torch.Generator().manual_seed(4)).double()
+    y = e[1:] - 0.3 * e[:-1]
+    model = ss.level().fit(y, by=ss.LBFGS(iterations=60))
+    found = ss.summary(model, y)
+    frame = found.frame()
+    at = frame["name"].index("level.variance")
+    assert frame["estimate"][at] < 1e-4
+    assert (frame["error"][at], frame["low"][at], frame["note"][at]) == (None, None, "on the boundary")
+    other = frame["name"].index("noise.variance")
+    assert frame["note"][other] == "" and frame["error"][other] == pytest.approx(
+        2**0.5 * float(y.var()) / 60**0.5, rel=0.1
+    )
+    assert "on the boundary" in str(found)

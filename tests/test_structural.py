@@ -43,7 +43,7 @@ def diffuse_cycle(model: ss.StateSpace) -> ss.StateSpace:
 def autoregression() -> ss.StateSpace:
     model = ss.level() + ss.autoregressive(2)
     with torch.no_grad():
-        model.transition.each[1].ar.copy_(torch.tensor([0.5, -0.3], dtype=torch.float64))
+        model.transition.each[1].set([0.5, -0.3])
     return model
 
 
@@ -106,10 +106,7 @@ def test_regression_equals_statsmodels_and_its_coefficients_are_least_squares():
 def given(model: ss.StateSpace, ar=(), ma=(), seasonal_ar=(), seasonal_ma=(), variance: float = 2e4) -> ss.StateSpace:
     move = model.transition.each[0]
     with torch.no_grad():
-        for parameter, value in zip(
-            (move.ar, move.ma, move.seasonal_ar, move.seasonal_ma), (ar, ma, seasonal_ar, seasonal_ma), strict=True
-        ):
-            parameter.copy_(torch.tensor(value, dtype=torch.float64))
+        move.set(ar, ma, seasonal_ar, seasonal_ma)
         move.size.fill_(variance**0.5)
     return model
 
@@ -154,6 +151,36 @@ def test_arima_is_fitted_as_statsmodels_fits_it():
     model.fit(NILE, by=ss.LBFGS(iterations=200))
     peer = Sarimax(WHOLE, order=(1, 1, 1), use_exact_diffuse=True).fit(disp=False)
     assert model.log_prob(NILE).item() > peer.llf - 1e-3
+
+
+def test_coefficients_stay_where_they_are_stationary_and_invertible():
+    from statsmodels.tsa.statespace.tools import constrain_stationary_univariate
+
+    from statespan.parts.structural import autoregression, unrestricted
+
+    for free in torch.randn(20, 4, generator=torch.Generator().manual_seed(0)).double() * 3:
+        found = autoregression(free)
+        assert_close(found.numpy(), constrain_stationary_univariate(-free.numpy()), rtol=1e-9, atol=1e-9)
+        assert float(np.abs(np.roots([1, *(-found.numpy())])).max()) < 1
+        assert_close(unrestricted(found, "ar"), free, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ss.StatespanError, match="ma has a root on or inside"):
+        ss.arima(0, 0, 1).transition.each[0].set(ma=[1.5])
+    with pytest.raises(ss.StatespanError, match="this model has 1 of them"):
+        ss.arima(1, 0, 0).transition.each[0].set(ar=[0.5, 0.1])
+
+
+def test_a_moving_average_ends_invertible_and_as_likely():
+    """theta = 2 is theta = 1/2 with four times the variance: the fit finds the second, wherever it begins."""
+    e = torch.randn(201, generator=torch.Generator().manual_seed(2)).double()
+    y = e[1:] + 2 * e[:-1]
+    for start in (0.9, -0.9):
+        model = ss.arima(0, 0, 1)
+        model.transition.each[0].set(ma=[start])
+        model.fit(y, by=ss.LBFGS(iterations=60))
+        theta = model.transition.each[0].ma.item()
+        peer = Sarimax(y.numpy(), order=(0, 0, 1)).fit(disp=False)
+        assert theta == pytest.approx(peer.params[0], abs=1e-3) and 0.3 < theta < 0.7
+        assert model.log_prob(y).item() == pytest.approx(peer.llf, abs=1e-5)
 
 
 def test_the_pieces_add_up():

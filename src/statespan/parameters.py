@@ -17,6 +17,10 @@ from statespan.verbs import ask
 LARGEST = 4000
 """With more unconstrained parameters than this in a part, they are counted by their shapes."""
 NORMAL_95 = 1.959963984540054
+BOUNDARY = 10.0
+"""A variance whose standard error is more times it than this lies at zero: its root is there within rounding."""
+SIGNED = ("ar", "ma", "seasonal_ar", "seasonal_ma")
+"""Coefficients that may be of either sign, though they are made of others."""
 
 
 def natural(part: Any, elsewhere: Collection[int] = ()) -> dict[str, Tensor]:
@@ -130,7 +134,7 @@ class Summary(NamedTuple):
     """The parameters of a fitted model with standard errors and intervals; print it, or make a frame of it.
 
     Args:
-        columns: one row a parameter: name, index, estimate, error, low, high.
+        columns: one row a parameter: name, index, estimate, error, low, high, note.
         log_prob: the log-likelihood.
         observations: how many steps are observed.
         parameters: how many parameters are free.
@@ -155,9 +159,9 @@ class Summary(NamedTuple):
             f"log-likelihood {self.log_prob:.6g}, {self.observations} observations, {self.parameters} free parameters"
         )
         rows = [("parameter", "estimate", "std. error", f"{self.level:.0%} interval", "")]
-        for name, index, *numbers in zip(*self.columns.values(), strict=True):
+        for name, index, *numbers, note in zip(*self.columns.values(), strict=True):
             estimate, error, low, high = (_short(x) for x in numbers)
-            rows.append((f"{name}[{index}]" if index else name, estimate, error, low, high))
+            rows.append((f"{name}[{index}]" if index else name, estimate, error, low, f"{high}  {note}".rstrip()))
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = [
             "  ".join([row[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(row[1:], widths[1:], strict=True))])
@@ -186,8 +190,10 @@ def summary(
     inverse to the natural parameters. Intervals are symmetric on the logit scale for probabilities, on the logarithmic
     one for what is positive (variances, rates), and plain otherwise, so none leaves its range.
 
-    A parameter that is held, or a probability that is zero, has no error. Where the log-likelihood does not curve
-    downwards (a boundary, an unused state, a fit that has not converged) there is none either, and a note says so.
+    A parameter that is held, or a probability that is zero, has no error. Nor has a variance that is fitted at zero: it
+    is on the boundary, where the delta method has nothing to say, and its `note` says so.
+    Where the log-likelihood does not curve downwards (an unused state, a fit that has not converged) there is none
+    either, and a note says so.
 
     Args:
         model: a fitted state space.
@@ -254,15 +260,18 @@ def summary(
     else:
         errors, count = [v.new_full((v.numel(),), torch.nan) for v in values], 0
     z = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
-    columns: dict[str, list[Any]] = {name: [] for name in ("name", "index", "estimate", "error", "low", "high")}
+    fields = ("name", "index", "estimate", "error", "low", "high", "note")
+    columns: dict[str, list[Any]] = {name: [] for name in fields}
     for (full, name), value, error in zip(names, values, errors, strict=True):
         for i, (x, e) in enumerate(zip(value.detach().reshape(-1).tolist(), error.tolist(), strict=True)):
             place = _place(i, tuple(value.shape))
             if name == "covariance" and place[-1] > place[-2]:
                 continue  # the other triangle
-            known = math.isfinite(e) and e > 0
+            boundary = name in ("variance", "covariance") and not x < 0 and e > BOUNDARY * x
+            known = math.isfinite(e) and e > 0 and not boundary
             low, high = _interval(x, e, z, _scale(name, value, place)) if known else (None, None)
-            row = (full, ",".join(map(str, place)), x, e if known else None, low, high)
+            note = "on the boundary" if boundary else ""
+            row = (full, ",".join(map(str, place)), x, e if known else None, low, high, note)
             for column, cell in zip(columns.values(), row, strict=True):
                 column.append(cell)
     with torch.no_grad():
@@ -285,7 +294,8 @@ def _scale(name: str, value: Tensor, place: tuple[int, ...]) -> str:
         return "logit"
     if name == "covariance":
         return "log" if place[-1] == place[-2] else "plain"
-    return "plain" if isinstance(value, torch.nn.Parameter) or bool((value <= 0).any()) else "log"
+    plain = name in SIGNED or isinstance(value, torch.nn.Parameter) or bool((value <= 0).any())
+    return "plain" if plain else "log"
 
 
 def _interval(x: float, error: float, z: float, scale: str) -> tuple[float, float]:

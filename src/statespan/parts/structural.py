@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from statespan.belief import Diffuse, Gaussian
-from statespan.errors import StatespanError
+from statespan.errors import StatespanError, brief
 from statespan.part import Affine, GaussianInitial, LinearPart, Part
 from statespan.parts.gaussian_initial import stationary
 from statespan.parts.linear import inputs_of
@@ -124,11 +124,49 @@ def spread(coefficients: Tensor, season: int) -> Tensor:
     return out.index_add(0, at.to(out.device), coefficients)
 
 
+def autoregression(free: Tensor) -> Tensor:
+    r"""Coefficients of a stationary autoregression, (p,), from any p numbers x.
+
+    x / (1 + x^2)^(1/2) are the partial autocorrelations, and the coefficients follow by Durbin and Levinson.
+
+    Source:
+        Monahan, "A note on enforcing stationarity in autoregressive-moving average models", Biometrika 71, 1984.
+
+    Example:
+        >>> autoregression(torch.tensor([0.75, -0.75]))
+        tensor([ 0.9600, -0.6000])
+    """
+    partial = free / (1 + free.square()).sqrt()
+    found = partial[:1]
+    for k in range(1, len(partial)):
+        found = torch.cat([found - partial[k] * found.flip(0), partial[k : k + 1]])
+    return found
+
+
+def unrestricted(coefficients: Tensor, name: str) -> Tensor:
+    """The numbers that `autoregression` makes these coefficients from.
+
+    Raises:
+        StatespanError: no numbers do: a root lies on or inside the unit circle.
+    """
+    left, partial = coefficients, coefficients.new_zeros(len(coefficients))
+    for k in range(len(coefficients) - 1, -1, -1):
+        partial[k] = left[k]
+        if not abs(float(left[k])) < 1:
+            raise StatespanError(
+                f"{name} has a root on or inside the unit circle; difference the series, or give the coefficients with "
+                "that root inverted"
+            )
+        left = (left[:k] + left[k] * left[:k].flip(0)) / (1 - left[k] ** 2)
+    return partial / (1 - partial.square()).sqrt()
+
+
 class Arima(Part, LinearPart):
     r"""(1 - phi(L)) (1 - Phi(L^s)) (1 - L)^d (1 - L^s)^D y_t = (1 + theta(L)) (1 + Theta(L^s)) s e_t.
 
     The state is Harvey's r = max(p, q + 1) numbers of the ARMA process of the differences, and the last d + s D values
-    of y, from which the differences are summed up again.
+    of y, from which the differences are summed up again. Whatever a fit does, every autoregressive polynomial is
+    stationary and every moving average invertible.
 
     Args:
         order: p, d, q.
@@ -136,14 +174,14 @@ class Arima(Part, LinearPart):
         season: s, in steps.
 
     Source:
-        Harvey 1989, section 3.3; Durbin and Koopman 2012, section 3.4.
+        Harvey 1989, section 3.3; Durbin and Koopman 2012, section 3.4; the coefficients: `autoregression`.
     """
 
     def __init__(self, order: Sequence[int], seasonal: Sequence[int] = (0, 0, 0), season: int = 1):
         super().__init__()
         (p, d, q), (sp, sd, sq) = order, seasonal
-        self.ar, self.ma = nn.Parameter(torch.zeros(p)), nn.Parameter(torch.zeros(q))
-        self.seasonal_ar, self.seasonal_ma = nn.Parameter(torch.zeros(sp)), nn.Parameter(torch.zeros(sq))
+        self.free_ar, self.free_ma = nn.Parameter(torch.zeros(p)), nn.Parameter(torch.zeros(q))
+        self.free_seasonal_ar, self.free_seasonal_ma = nn.Parameter(torch.zeros(sp)), nn.Parameter(torch.zeros(sq))
         self.size = nn.Parameter(torch.ones(()))
         self.season, self.lags = season, d + sd * season
         self.width = max(p + sp * season, q + sq * season + 1)
@@ -158,6 +196,42 @@ class Arima(Part, LinearPart):
     def variance(self) -> Tensor:
         """Of the shocks, s^2."""
         return self.size.square()
+
+    @property
+    def ar(self) -> Tensor:
+        """phi, (p,)."""
+        return autoregression(self.free_ar)
+
+    @property
+    def ma(self) -> Tensor:
+        """theta, (q,)."""
+        return -autoregression(self.free_ma)
+
+    @property
+    def seasonal_ar(self) -> Tensor:
+        """Phi, (P,)."""
+        return autoregression(self.free_seasonal_ar)
+
+    @property
+    def seasonal_ma(self) -> Tensor:
+        """Theta, (Q,)."""
+        return -autoregression(self.free_seasonal_ma)
+
+    @torch.no_grad()
+    def set(self, ar: Any = None, ma: Any = None, seasonal_ar: Any = None, seasonal_ma: Any = None) -> None:
+        """Make these the coefficients; what is None stays.
+
+        Raises:
+            StatespanError: another number of them, or a root on or inside the unit circle.
+        """
+        given = {"ar": (ar, 1), "ma": (ma, -1), "seasonal_ar": (seasonal_ar, 1), "seasonal_ma": (seasonal_ma, -1)}
+        for name, (value, sign) in given.items():
+            if value is not None:
+                free = getattr(self, f"free_{name}")
+                new = sign * torch.as_tensor(value, dtype=free.dtype, device=free.device)
+                if new.shape != free.shape:
+                    raise StatespanError(f"{name}={brief(value)}: this model has {len(free)} of them")
+                free.copy_(unrestricted(new, name))
 
     def arma(self) -> Affine:
         """The move of the differences' process."""
