@@ -446,6 +446,11 @@ def prepare(
     return Prepared(*method.prepare(model, constants, data), data.lengths)
 
 
+def in_hindsight(model: "statespan.model.StateSpace", method: Method, data: Sequences, constants: Tree = None) -> Any:
+    """The smoothed beliefs of whole sequences, (T, B, ...)."""
+    return method.smooth(model, prepare(model, method, data, constants), None, data.shape)
+
+
 def _run_scan(
     model: "statespan.model.StateSpace",
     method: Method,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from statespan.errors import StatespanError
-from statespan.method import prepare
+from statespan.method import in_hindsight
 from statespan.methods import Kalman
 from statespan.model import StateSpace
 from statespan.parts.gaussian_initial import DiffuseStart
@@ -265,9 +265,8 @@ def decompose(model: StateSpace, y: Any, inputs: Any = None) -> dict[str, Piece]
     data, layout = ask(model, y, inputs=inputs)
     if not layout.single:
         raise StatespanError("decompose takes one series; call it for each")
-    method = Kalman()
     with torch.no_grad():
-        smoothed = method.smooth(model, prepare(model, method, data), None, data.shape)
+        smoothed = in_hindsight(model, Kalman(), data)
         row = model.emission.matrix(data.u).expand(*data.shape, 1, -1)[:, 0, 0]
         mean, scale = smoothed.mean[:, 0], smoothed.scale[:, 0]
         pieces, at = {}, 0

@@ -8,7 +8,7 @@ from torch.distributions import Distribution
 
 from statespan.belief import Gaussian, squared
 from statespan.errors import StatespanError
-from statespan.method import Expected, Hindsight, Method, Prepared, Statistics, closed_parts, run
+from statespan.method import Expected, Hindsight, Method, Prepared, Statistics, closed_parts, in_hindsight, prepare, run
 from statespan.methods.kalman import Kalman, Observation, follow, over_time, reverse, sweep, told_of_states, unseen
 from statespan.methods.updates import LaplaceApproximation, Seen, Update, spread_points
 from statespan.part import Affine, GaussianInitial, LinearPart
@@ -173,7 +173,7 @@ class DiscreteKalman(Method):
             Shumway and Stoffer 1982; Smith and Brown, "Estimating a state-space model from point process observations",
             2003.
         """
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
+        prepared = prepare(model, self, data, constants)
         known = self.hindsight(model, prepared, None, data, pairs=True)
         mean, scale = known.smoothed.mean, known.smoothed.scale
         covariance = squared(scale)
@@ -190,15 +190,13 @@ class DiscreteKalman(Method):
 
     def fill(self, model: Any, constants: Tree, data: Sequences) -> Tensor:
         """The mean of y under the smoothed belief (for symbols the likeliest), by quadrature."""
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        smoothed = self.smooth(model, prepared, None, data.shape)
-        return model.emission.law.fill(*_predictors(model, smoothed, data.u))
+        return model.emission.law.fill(*_predictors(model, in_hindsight(model, self, data, constants), data.u))
 
     def decode(self, model: Any, constants: Tree, data: Sequences, k: int) -> tuple[Tensor, None]:
         """The likeliest path: passes until it moves no more."""
         if k > 1:
             raise TypeError("this posterior has one mode; ask for k=1, or sample_posterior for more paths")
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
+        prepared = prepare(model, self, data, constants)
         known = self.hindsight(model, prepared, None, data)
         return likeliest(self.kalman, model, prepared, data, known.smoothed.mean)[:, :, None], None
 

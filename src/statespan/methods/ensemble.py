@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 
 from statespan.belief import Particles
 from statespan.errors import StatespanError
-from statespan.method import Hindsight, Method, Prepared, run
+from statespan.method import Hindsight, Method, Prepared, in_hindsight, run
 from statespan.methods.kalman import unseen
 from statespan.methods.particle import Observed, ParticleFilter
 from statespan.part import Generative, NonlinearPart
@@ -250,17 +250,13 @@ class EnsembleKalman(Method):
 
     def fill(self, model: Any, constants: Tree, data: Sequences) -> Tensor:
         """The mean of the emission over the smoothed members."""
-        return self.emit(model, constants, self._smoothed(model, constants, data), data.u).mean
+        return self.emit(model, constants, in_hindsight(model, self, data, constants), data.u).mean
 
     def decode(self, model: Any, constants: Tree, data: Sequences, k: int) -> tuple[Tensor, None]:
         """The smoothed mean."""
         if k > 1:
             raise TypeError("an ensemble gives one path, its mean; ask for k=1, or sample_posterior for more")
-        return self._smoothed(model, constants, data).z.mean(-2)[:, :, None], None
-
-    def _smoothed(self, model: Any, constants: Tree, data: Sequences) -> Particles:
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        return self.smooth(model, prepared, None, data.shape)
+        return in_hindsight(model, self, data, constants).z.mean(-2)[:, :, None], None
 
     def emit(self, model: Any, constants: Tree, belief: Any, u: Tree) -> Distribution:
         """The mixture over members."""

@@ -19,6 +19,7 @@ from statespan.method import (
     closed_parts,
     fastest,
     find_kernel,
+    in_hindsight,
     run,
     scan,
 )
@@ -245,8 +246,7 @@ class Forward(Method):
             return _fill_by_trial(model, self, constants, data)
         if model.emission.lags:
             refuse_runs(data, model.emission.lags)
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        posterior = told_apart(model, self.smooth(model, prepared, None, data.shape).probs)
+        posterior = told_apart(model, in_hindsight(model, self, data, constants).probs)
         return model.emission.fill(data.y, look_back(model, data)[0], data.present, posterior)
 
 

@@ -9,7 +9,18 @@ from torch.distributions import MultivariateNormal
 
 from statespan.belief import Diffuse, Gaussian, squared
 from statespan.errors import StatespanError
-from statespan.method import Expected, Hindsight, Method, Prepared, Statistics, closed_parts, find_kernel, run
+from statespan.method import (
+    Expected,
+    Hindsight,
+    Method,
+    Prepared,
+    Statistics,
+    closed_parts,
+    find_kernel,
+    in_hindsight,
+    prepare,
+    run,
+)
 from statespan.part import Affine, GaussianInitial, LinearPart
 from statespan.parts.linear import apply, factor, lower, upright
 from statespan.sequences import Sequences
@@ -237,7 +248,7 @@ class Kalman(Method):
         Source:
             Shumway and Stoffer 1982; a missing coordinate stands with its own mean and covariance.
         """
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
+        prepared = prepare(model, self, data, constants)
         known = self.hindsight(model, prepared, None, data, pairs=True)
         mean, covariance = known.smoothed.mean, squared(known.smoothed.scale)
         if known.smoothed.factor is not None and bool(known.smoothed.factor.any()):
@@ -251,16 +262,13 @@ class Kalman(Method):
 
     def fill(self, model: Any, constants: Tree, data: Sequences) -> Tensor:
         """C m + d, and for the missing part of a row what the rest of its noise says of it."""
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        mean = self.smooth(model, prepared, None, data.shape).mean
-        return filled(model.emission.affine(data.u), mean, data)
+        return filled(model.emission.affine(data.u), in_hindsight(model, self, data, constants).mean, data)
 
     def decode(self, model: Any, constants: Tree, data: Sequences, k: int) -> tuple[Tensor, None]:
         """The smoothed mean: of a joint normal it is the mode."""
         if k > 1:
             raise TypeError("a normal posterior has one mode; ask for k=1, or sample_posterior for more paths")
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        return self.smooth(model, prepared, None, data.shape).mean[:, :, None], None
+        return in_hindsight(model, self, data, constants).mean[:, :, None], None
 
     def emit(self, model: Any, constants: Tree, belief: Any, u: Tree) -> Normal:
         """N(C m + d, C P C' + R)."""

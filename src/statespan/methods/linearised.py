@@ -7,7 +7,7 @@ from torch import Tensor
 
 from statespan.belief import Gaussian
 from statespan.errors import StatespanError
-from statespan.method import Hindsight, Method, Prepared, lacks, run
+from statespan.method import Hindsight, Method, Prepared, in_hindsight, lacks, run
 from statespan.methods.kalman import (
     Kalman,
     Normal,
@@ -148,20 +148,16 @@ class Linearised(Method):
         """The numbers of a covariance."""
         return model.transition.event.dim**2
 
-    def _smoothed(self, model: Any, constants: Tree, data: Sequences) -> Any:
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        return self.smooth(model, prepared, None, data.shape)
-
     def fill(self, model: Any, constants: Tree, data: Sequences) -> Tensor:
         """The mean of y under the smoothed belief, and for the missing part of a row what the rest says of it."""
-        smoothed = self._smoothed(model, constants, data)
+        smoothed = in_hindsight(model, self, data, constants)
         return filled(model.emission.approximate(self.rule, smoothed, data.u), smoothed.mean, data)
 
     def decode(self, model: Any, constants: Tree, data: Sequences, k: int) -> tuple[Tensor, None]:
         """The smoothed mean; by Taylor's rule, iterated, it is the mode."""
         if k > 1:
             raise TypeError("a normal posterior has one mode; ask for k=1, or sample_posterior for more paths")
-        return self._smoothed(model, constants, data).mean[:, :, None], None
+        return in_hindsight(model, self, data, constants).mean[:, :, None], None
 
     def emit(self, model: Any, constants: Tree, belief: Any, u: Tree) -> Normal:
         """The observation linearised at the belief: its mean and covariance."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from statespan.belief import Best, with_fed
 from statespan.errors import StatespanError
 from statespan.kernels.lanes import kernels_alone
-from statespan.method import Method, Prepared, Trace, run
+from statespan.method import Method, Prepared, Trace, prepare, run
 from statespan.methods.finite import ACCEPTS, Constants, Moves, finite_constants, finite_moves
 from statespan.methods.rows import Rows, prepare_rows
 from statespan.part import best_ways
@@ -110,7 +110,7 @@ class MaxProduct(Method):
         Returns:
             Paths (T, B, k), -1 past each end, and their joint log-probabilities (B, k), best first.
         """
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
+        prepared = prepare(model, self, data, constants)
         method = self if k == self.k else MaxProduct(k)
         paths = run(model, method, data, None, ("paths",), constants, prepared).paths
         assert paths is not None

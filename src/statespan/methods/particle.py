@@ -9,7 +9,7 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from statespan.belief import Particles
 from statespan.errors import StatespanError
-from statespan.method import Method, Prepared, smooth_backward
+from statespan.method import Method, Prepared, in_hindsight, smooth_backward
 from statespan.part import Generative
 from statespan.sequences import Sequences
 from statespan.shapes import Float
@@ -142,17 +142,14 @@ class ParticleFilter(Method):
 
     def fill(self, model: Any, constants: Tree, data: Sequences) -> Tensor:
         """The mean (for symbols the mode) of the emission over the smoothed cloud."""
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        smoothed = self.smooth(model, prepared, None, data.shape)
-        distribution = self.emit(model, constants, smoothed, data.u)
+        distribution = self.emit(model, constants, in_hindsight(model, self, data, constants), data.u)
         return distribution.mode if isinstance(distribution, Categorical) else distribution.mean
 
     def decode(self, model: Any, constants: Tree, data: Sequences, k: int) -> tuple[Tensor, None]:
         """The heaviest particle of the smoothed cloud at each step: the likeliest states found."""
         if k > 1:
             raise TypeError("particles give one path; ask for k=1, or sample_posterior for more")
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        return self.smooth(model, prepared, None, data.shape).point()[:, :, None], None
+        return in_hindsight(model, self, data, constants).point()[:, :, None], None
 
     def emit(self, model: Any, constants: Tree, belief: Any, u: Tree) -> Distribution:
         """The mixture over particles."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from statespan.belief import choose
 from statespan.errors import StatespanError
-from statespan.method import Method, Prepared, scan
+from statespan.method import Method, Prepared, prepare, scan
 from statespan.parts.renewal import Renewal, SegmentStart
 from statespan.parts.run_mixture import RunMixture
 from statespan.parts.segments import Coefficients, Segment
@@ -253,7 +253,7 @@ class RunLengthFilter(Method):
             Fearnhead 2006, section 3.
         """
         length, batch = data.shape
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
+        prepared = prepare(model, self, data, constants)
         filtered = [step.filtered for step in scan(model, self, prepared, length, batch)]
         smoothed = self._hindsight(model, prepared, filtered)
         moves, empty = unstack(prepared.moves, length), tree_map(lambda x: x[None, None], model.emission.empty())

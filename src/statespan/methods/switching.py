@@ -10,7 +10,7 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from statespan.belief import Gaussian, MixtureOfGaussians, averaged
 from statespan.errors import StatespanError
-from statespan.method import Expected, Hindsight, Method, Prepared, run
+from statespan.method import Expected, Hindsight, Method, Prepared, in_hindsight, run
 from statespan.methods.finite import excluded_states
 from statespan.methods.kalman import (
     Kalman,
@@ -424,13 +424,9 @@ class MixtureFilter(Method):
         regimes = model.transition.states
         return regimes * self.places(regimes) * model.transition.event.dim**2
 
-    def _smoothed(self, model: Any, constants: Tree, data: Sequences) -> MixtureOfGaussians:
-        prepared = Prepared(*self.prepare(model, constants, data), data.lengths)
-        return self.smooth(model, prepared, None, data.shape)
-
     def fill(self, model: Any, constants: Tree, data: Sequences) -> Tensor:
         """The mean of y over the smoothed regimes, and for the missing part of a row what the rest says of it."""
-        known = self._smoothed(model, constants, data)
+        known = in_hindsight(model, self, data, constants)
         emission, mean = model.emission.affine(data.u), averaged(known.weights, known.mean)
         last = emission.matrix.shape[-3] - 1
 

@@ -365,7 +365,7 @@ def ages(model: Any, y: Any, lengths: Any = None, inputs: Any = None) -> Any:
         torch.Size([3, 2, 4])
     """
     from statespan import verbs
-    from statespan.method import prepare
+    from statespan.method import in_hindsight
     from statespan.methods import Forward, check
 
     transition = model.transition
@@ -374,5 +374,5 @@ def ages(model: Any, y: Any, lengths: Any = None, inputs: Any = None) -> Any:
     data, layout = verbs.ask(model, y, lengths, inputs)
     method = check(Forward(), model)
     with torch.no_grad():
-        probs = method.smooth(model, prepare(model, method, data), None, data.shape).probs
+        probs = in_hindsight(model, method, data).probs
     return layout.steps(probs.unflatten(-1, (transition.longest, -1)).mT)

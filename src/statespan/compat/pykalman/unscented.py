@@ -11,7 +11,7 @@ from torch import Tensor
 from statespan.belief import Gaussian
 from statespan.compat.pykalman._arguments import array, random, root, rows, size
 from statespan.errors import StatespanError
-from statespan.method import prepare, run
+from statespan.method import in_hindsight, run
 from statespan.methods.kalman import sweep
 from statespan.methods.linearisation import Function, Linearisation
 from statespan.methods.linearised import Linearised
@@ -293,7 +293,7 @@ class AdditiveUnscentedKalmanFilter(_Unscented):
         y, method = rows(Z, self.n_dim_obs), Linearised(self._points())
         model = self._model(self._initialize_parameters(), len(y))
         data, _ = ask(model, y, inputs=torch.arange(len(y), dtype=torch.float64))
-        return arrays(method.smooth(model, prepare(model, method, data), None, data.shape), self.n_dim_state)
+        return arrays(in_hindsight(model, method, data), self.n_dim_state)
 
 
 class UnscentedKalmanFilter(_Unscented):
