@@ -6,6 +6,7 @@ import pytest
 
 from statespan import LADDER, StatespanError
 from statespan.ladder.recipe import Entry, Recipe, Text, on_own_text, only, passes, read, stamp, suited
+from statespan.ladder.rungs import count, find
 from statespan.language.training import Training
 
 SHIPPED = Path(__file__).parents[2] / "recipes"
@@ -55,6 +56,14 @@ def test_the_papers_setting():
 def test_small_ptb_has_hidden_200():
     plan = read(SHIPPED / "ptb-small.toml")
     assert {e.width for e in plan.entries if "tensor" not in e.rung} == {200}
+
+
+def test_the_hmms_of_many_states_keep_within_the_budget():
+    plan = read(SHIPPED / "ptb-hmm.toml")
+    for entry in plan.entries:
+        rung = find(entry.rung)
+        assert rung.exact and count(rung, 10_000, entry.width, entry.tied, entry.embedding) <= 10_000_000
+    assert max(entry.width for entry in plan.entries) == 2**14
 
 
 def test_tables_override_each_other(tmp_path):

@@ -23,10 +23,13 @@ MODEL = "model.safetensors"
 CHECKPOINTS = ("em.safetensors", "checkpoint.safetensors")
 """Where the two phases of a row, EM and gradients, keep their state."""
 
-MIXED = 0.1
-"""How much of a state that begins as a class of words begins as all words."""
+MIXED = 0.6
+"""How much of a state that begins as a class of words is as all words: with less it keeps to its class."""
 
-PSEUDO_COUNT = 1.0
+RARE = 5.0
+"""A word that stands so often is half as sure of its class as a frequent one."""
+
+PSEUDO_COUNT = 20.0
 """Added to how often a class is followed, spread as the classes are."""
 
 MEASURED = (
@@ -71,7 +74,7 @@ def build(entry: Entry, material: Material, seed: int) -> Any:
 def begin_with_classes(model: Any, material: Material) -> None:
     """Start the rows and the emissions of an HMM from classes of words, one a state, found in the training text.
 
-    Each keeps a share `MIXED` of what all words do, so that no state is shut out of anything.
+    Each keeps a share of what all words do (`MIXED`, more for a rare word), so that no state is shut out of anything.
 
     Args:
         model: an HMM over words, its bias the log frequencies of the words.
@@ -80,8 +83,10 @@ def begin_with_classes(model: Any, material: Material) -> None:
     states, frequencies = model.transition.states, material.frequencies().double()
     found = word_classes(torch.cat(material.train), len(frequencies), states)
     shares = frequencies.new_zeros(states).index_add(0, found.owner, frequencies)
+    counts = torch.bincount(torch.cat(material.train), minlength=len(frequencies)).double()
+    sure = ((1 - MIXED) * counts / (counts + RARE))[:, None]
     own = torch.nn.functional.one_hot(found.owner, states).double() / shares
-    model.emission.table.weight.copy_(((1 - MIXED) * own + MIXED).log())
+    model.emission.table.weight.copy_((sure * own + 1 - sure).log())
     pairs = found.pairs.double() + PSEUDO_COUNT * found.shares
     moves = pairs / pairs.sum(-1, keepdim=True)
     _move(model.transition).logits.copy_(((1 - MIXED) * moves + MIXED * found.shares).clamp_min(1e-9).log())
