@@ -52,7 +52,7 @@ def word_classes(words: Tensor, symbols: int, classes: int, rounds: int = ROUNDS
 
     Example:
         >>> word_classes(torch.tensor([0, 2, 1, 3, 0, 3, 1, 2] * 5), 4, 2).owner.tolist()
-        [0, 0, 1, 1]
+        [1, 1, 0, 0]
     """
     from statespan.language._jit_classes import exchange
 
