@@ -122,7 +122,7 @@ def test_it_equals_the_scan(name: str, form: str):
         assert_close(a, b, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize(("dim", "outputs", "batch"), [(6, 5, 19), (9, 4, 8), (17, 3, 13)])
+@pytest.mark.parametrize(("dim", "outputs", "batch"), [(1, 1, 2), (1, 1, 11), (6, 5, 19), (9, 4, 8), (17, 3, 13)])
 def test_whole_and_partial_vectors_of_series_equal_the_scan(dim: int, outputs: int, batch: int):
     """More series than lanes, sizes that are no multiple of four, offsets that differ by series."""
     torch.manual_seed(dim)

@@ -62,9 +62,15 @@ def place(array, t, g):
 
 
 @inner
+def moving(b):
+    """Whether the move's offset changes with the step or the series."""
+    return b.shape[0] > 1 or b.shape[1] > 1
+
+
+@inner
 def offsets_of(b):
     """How many numbers the means take in for the move's offset: all of it, or 1 if it never changes."""
-    return b.shape[2] if b.shape[0] > 1 or b.shape[1] > 1 else 1
+    return b.shape[2] if moving(b) else 1
 
 
 @inner
@@ -329,7 +335,7 @@ def forward_covariances(
                 poke(H, i * size + D + i, 1.0 + peek(H, i * size + D + i))
         here = at + E * size
         if t > 0:
-            if offsets > 1:
+            if moving(b):
                 copy(H, 0, step, here, D * size)
             else:
                 multiply(H, 0, size, rows, D, b, place_of(b, t, g), D, 1, False, step, here, size)
@@ -397,7 +403,7 @@ def backward_covariances(
             multiply(gains, gain, wide, D, D, turn, 0, wide, D, False, back, at, wide)
             complement(back, at, wide, D)
             here = at + D * wide
-            if offsets > 1:
+            if moving(b):
                 copy(gains, gain, back, here, D * wide)
             else:
                 multiply(gains, gain, wide, D, D, b, place_of(b, t, g), D, 1, False, back, here, wide)
@@ -474,7 +480,7 @@ def one_series(
         n, row = min(t, filled) - t0, t * B + s
         at, loose = n * (first + D) * size, rows - peek(certain, n)
         copy(y, row * E, x, here, E)
-        if offsets > 1:
+        if moving(b):
             copy(b, place_of(b, t, s), x, here + E, D)
         to = there + first
         for i in range(0, size, lanes):
@@ -503,7 +509,7 @@ def one_series(
     for t in range(end - 1, t0 - 1, -1):
         at, row = (min(t, filled) - t0) * (first + D) * wide, (t * B + s) * D
         copy(means, row, x, here, D)
-        if offsets > 1:
+        if moving(b):
             copy(b, place_of(b, t + 1, s), x, here + D, D)
         for i in range(0, wide, lanes):
             store(x, there + first + i, matvec(back, at + i, wide, first + D, x, here))
@@ -588,7 +594,7 @@ def many_series(
         for s in range(low, high, lanes):
             mean, row = (s - low) * D, t * B + s
             take(y, row * E, E, x, 0)
-            if offsets > 1:
+            if moving(b):
                 take_offset(b, t, s, x, E * lanes)
             for i in range(0, block, lanes):
                 store(x, (E + offsets) * lanes + i, load(now, mean + i))
@@ -620,7 +626,7 @@ def many_series(
             mean, row = (s - low) * D, (t * B + s) * D
             for i in range(0, block, lanes):
                 store(x, i, load(means, row + i))
-            if offsets > 1:
+            if moving(b):
                 take_offset(b, t + 1, s, x, block)
             for i in range(0, block, lanes):
                 store(x, block + offsets * lanes + i, load(now, mean + i))
