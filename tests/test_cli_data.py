@@ -272,6 +272,16 @@ def test_compare(statespan, weather, model, refused):  # noqa: F811
     assert "--states 2-x: give numbers" in refused("compare", weather, "--states", "2-x")
 
 
+def test_options_that_do_not_go_together_are_refused_before_any_work(refused, weather):  # noqa: F811
+    fit = ("fit", weather, "--columns", "temp")
+    assert "an hmm has --states 3" in refused(*fit, "--state", 3)
+    assert "a linear-gaussian model has --state 3" in refused(*fit, "--model", "linear-gaussian", "--states", 3)
+    assert "--states 1000000000: more than the data have steps" in refused(*fit, "--states", 10**9)
+    assert "--learning-rate -1: give a number above 0" in refused(*fit, "--by", "SGD", "--learning-rate", -1)
+    assert "did you mean gaussian?" in refused(*fit, "--emission", "gausian")
+    assert "this is a directory" in refused(*fit, "--out", ".")
+
+
 def test_mixed_columns(statespan, weather):  # noqa: F811
     keys = ("--sequence", "city", "--time", "date")
     for how in (

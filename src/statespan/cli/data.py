@@ -493,6 +493,10 @@ def forecast(
     _check_future(future, asked.data.columns.inputs, "forecast")
     coming = None if future is None else read_ahead(future, asked.data, steps)
     with located(asked.data):
+        lost = asked.model.log_prob(asked.y, inputs=asked.inputs).isneginf()
+        if bool(lost.any()):
+            name = asked.data.labels[int(lost.nonzero()[0])]
+            raise StatespanError(f"sequence {name}: the model gives it probability zero, and nothing follows; mend it")
         found = asked.model.forecast(
             asked.y, steps=steps, samples=samples, seed=seed, inputs=asked.inputs, future=coming
         )

@@ -84,6 +84,8 @@ def _follow(model: Any, prompt: torch.Tensor, length: int, temperature: float, s
         while len(drawn) < length:
             predicted = run(model, method, blank, belief, ("predicted",), constants).predicted
             logits = method.emit(model, constants, predicted, None).logits[0, 0] / temperature
+            if bool(logits.isnan().any()):
+                raise StatespanError("--prompt: the model gives these words probability zero; begin with others")
             logits[Vocabulary.unk] = -torch.inf
             symbol = torch.multinomial(logits.softmax(-1), 1)
             if int(symbol) == Vocabulary.eos:
