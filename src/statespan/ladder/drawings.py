@@ -47,11 +47,13 @@ def perplexities(marks: Sequence[Mark]) -> str:
     for i, (name, ours, paper) in enumerate(marks):
         y = 24 + i * ROW
         drawn.append(_text(left - 10, y + 4, name, "end"))
-        if paper is not None:
-            drawn.append(_dot(left + WIDE * axis.at(paper) / 100, y, False))
+        ring = None if paper is None else left + WIDE * axis.at(paper) / 100
+        if ring is not None:
+            drawn.append(_dot(ring, y, False))
         if ours is not None:
-            x = left + WIDE * axis.at(ours) / 100
-            drawn += [_dot(x, y, True), _text(x + 9, y + 4, f"{ours:.1f}", "start")]
+            x, word = left + WIDE * axis.at(ours) / 100, f"{ours:.1f}"
+            meets = ring is not None and 0 <= ring - x < 20 + LETTER * len(word)
+            drawn += [_dot(x, y, True), _text(x - 9 if meets else x + 9, y + 4, word, "end" if meets else "start")]
     words = "dev perplexity, state carried" + ("; rings: the paper" if any(m.paper for m in marks) else "")
     drawn.append(_text(left, bottom + 36, words, "start"))
     return _svg("Dev perplexity of the rungs", left + WIDE + RIGHT, bottom + 46, drawn)

@@ -143,10 +143,14 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _mark(row: Row, rows: Sequence[Row]) -> Mark:
-    """A line of figure 2; sizes are told where there are several."""
+    """A line of figure 2."""
+    return Mark(_name(row, rows), ledger.number(row["dev_perplexity"]), _paper(row))
+
+
+def _name(row: Row, rows: Sequence[Row]) -> str:
+    """The rung; its size too, where there are several."""
     several = len({(other["corpus"], _size(other)) for other in rows}) > 1
-    name = f"{row['rung']} ({_size(row)})" if several else row["rung"]
-    return Mark(name, ledger.number(row["dev_perplexity"]), _paper(row))
+    return f"{row['rung']} ({_size(row)})" if several else row["rung"]
 
 
 def _points(tagged: Sequence[Row], rows: Sequence[Row]) -> list[Point]:
@@ -157,7 +161,7 @@ def _points(tagged: Sequence[Row], rows: Sequence[Row]) -> list[Point]:
         across, up = where.get(_same(row)), _percent(row["dev_accuracy"])
         if across is not None and up is not None:
             seen = row["protocol"] in ("filtered", "viterbi")
-            points.append(Point(f"{row['rung']}, {row['protocol']}", across, up, seen))
+            points.append(Point(f"{_name(row, rows)}, {row['protocol']}", across, up, seen))
     return points
 
 
