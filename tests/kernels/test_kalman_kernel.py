@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 import statespan as ss
 from statespan.method import prepare, run
-from statespan.sequences import Sequences
+from statespan.parts.structural import Arima
+from statespan.sequences import Sequences, read
 
 T, B, D, E = 9, 4, 3, 2
 KEEP = ("predicted", "filtered", "last", "log_prob")
@@ -250,3 +251,17 @@ def test_second_derivatives_are_refused():
     (gradient,) = torch.autograd.grad(model.log_prob(normal(5, E)), parameter, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(gradient.sum(), parameter)
+
+
+def test_a_state_that_becomes_certain_stays_a_number():
+    """What is not known of an invertible moving average falls by its root each step, to squares below the smallest."""
+    model = ss.arima(0, 1, 1, seasonal=(0, 1, 1), season=4)
+    (part,) = (p for p in model.modules() if isinstance(p, Arima))
+    part.set(ma=[-0.2], seasonal_ma=[-0.3])
+    with torch.no_grad():
+        part.size.fill_(0.01)
+    y = torch.randn(400, 1, generator=torch.Generator().manual_seed(0)).double().cumsum(0)
+    data, _ = read(y, model.emission.event)
+    fast, slow = (run(model, ss.Kalman(), data, kernel=kernel).log_prob for kernel in (True, False))
+    assert fast.isfinite().all()
+    assert_close(fast, slow, rtol=1e-9, atol=1e-9)

@@ -43,7 +43,7 @@ def test_a_narrow_embedding_by_hand(rung):
 
 @pytest.mark.parametrize(
     ("rung", "what"),
-    [("hmm", "condition bayes"), ("jordan", "move jordan"), ("elman/multiplicative-one-matrix", "condition product")],
+    [("hmm", "score mixture"), ("jordan", "move jordan"), ("elman/multiplicative-one-matrix", "condition product")],
 )
 def test_where_the_two_must_be_equal_it_is_said(rung, what):
     with pytest.raises(ss.StatespanError, match=f"{what} needs an embedding as wide as the state"):

@@ -345,7 +345,7 @@ def test_state_vectors_make_many_states_cheap():
         ss.ladder("hmm", vocabulary=10, width=8, classes=2)
     with pytest.raises(ss.StatespanError, match="9 states cannot be shared evenly by 2 classes"):
         ss.ladder(name, vocabulary=10, width=9, classes=2)
-    with pytest.raises(ss.StatespanError, match="move softmax-add makes none"):
+    with pytest.raises(ss.StatespanError, match="condition keep makes none"):
         find("keep/softmax-add/raw/mixture-embedded")
     with pytest.raises(ss.StatespanError, match="score mixture needs an embedding as wide"):
         ss.ladder("hmm", vocabulary=10, width=8, embedding=4)

@@ -134,7 +134,8 @@ def echelon(W, start, rows, height, c, columns, pivots, v, sizes, dot):
         dots = projected(W, v, c, columns, begin)
         store(dot, 0, dots)
         square = peek(dot, j - begin)
-        if square <= tiny * tiny * peek(sizes, j):
+        # What has shrunk to 1e-140 is known exactly: squares below that lose their digits, and then divide by zero.
+        if square <= tiny * tiny * peek(sizes, j) or square < 1e-280:
             for k in range(c, columns):
                 poke(W, k * stride + j, 0.0)
             continue
