@@ -9,15 +9,6 @@ import statespan as ss
 from statespan.kernels import diagonal_normal
 
 
-@pytest.fixture
-def two_threads():
-    """Other tests use one thread; here several are part of what is tested."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def example(rows: int, dim: int, states: int, dtype: torch.dtype, gaps: bool) -> tuple[Tensor, ...]:
     """Rows, what is there of them, means, logarithms of deviations, weights."""
     generator = torch.Generator().manual_seed(rows + dim + states)

@@ -9,15 +9,6 @@ from torch import Tensor
 from statespan.kernels.expected_moves import expected_moves
 
 
-@pytest.fixture
-def two_threads():
-    """Other tests use one thread; here several are part of what is tested."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def plain(
     predicted: Tensor, table: Tensor, likelihood: Tensor, lengths: Tensor | None, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,15 +15,6 @@ ABOVE = LANES + 3
 """A number of states for which BLAS takes over."""
 
 
-@pytest.fixture
-def two_threads():
-    """Other tests use one thread; here several are part of what is tested."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def plain(
     predicted: Tensor, table: Tensor, likelihood: Tensor, lengths: Tensor | None, scale: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -11,15 +11,6 @@ from torch.nn.functional import linear
 from statespan.kernels.linear_cross_entropy import linear_log_softmax_gather
 
 
-@pytest.fixture
-def two_threads():
-    """Other tests use one thread; here several are part of what is tested."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def example(N: int, m: int, V: int, dtype: torch.dtype, biased: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     generator = torch.Generator().manual_seed(N + V)
 

@@ -12,15 +12,6 @@ from statespan.kernels.normalised_gather import column_logsumexp, gather_log_sof
 RELATIVE = {torch.float32: 1e-6, torch.float64: 1e-13}
 
 
-@pytest.fixture
-def two_threads():
-    """Other tests use one thread; here several are part of what is tested."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def example(V: int, K: int, N: int, dtype: torch.dtype, biased: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     generator = torch.Generator().manual_seed(V + K)
     weight = (3 * torch.randn(V, K, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()

@@ -11,15 +11,6 @@ from torch import Tensor
 from statespan.kernels import viterbi
 
 
-@pytest.fixture
-def two_threads():
-    """Other tests use one thread; here several are part of what is tested."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def max_product(
     log_initial: Tensor, log_table: Tensor, log_likelihood: Tensor, lengths: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from statespan.ladder.material import Material
-from statespan.ladder.rungs import MIXTURE, MIXTURE_EMBEDDED, MIXTURE_NORMALISED, Kind, Rung
+from statespan.ladder.rungs import Kind, Rung
 from statespan.language import tagging
 from statespan.language.scoring import alike, observe, walk, width_of
 from statespan.language.vocabulary import Vocabulary, stream
@@ -71,7 +71,7 @@ def state_words(model: Any, rung: Rung, material: Material, valid: Tensor) -> di
         material: the text.
         valid: (T, B) validation stream, which tells what is used.
     """
-    if not rung.simplex or rung.score not in (MIXTURE, MIXTURE_EMBEDDED, MIXTURE_NORMALISED):
+    if not rung.simplex or rung.score.needs < Kind.POSITIVE:  # only a mixture has words of each state
         return {"state_words": None, "state_usage": None}
     filtered = run(model, method_for(model), observe(valid[:USAGE_ROWS]), None, ("filtered",)).filtered
     usage = _probs(filtered).double().sum((0, 1))

@@ -81,9 +81,10 @@ def begin_with_classes(model: Any, material: Material) -> None:
         material: the text.
     """
     states, frequencies = model.transition.states, material.frequencies().double()
-    found = word_classes(torch.cat(material.train), len(frequencies), states)
+    words = torch.cat(material.train)
+    found = word_classes(words, len(frequencies), states)
     shares = frequencies.new_zeros(states).index_add(0, found.owner, frequencies)
-    counts = torch.bincount(torch.cat(material.train), minlength=len(frequencies)).double()
+    counts = torch.bincount(words, minlength=len(frequencies)).double()
     sure = ((1 - MIXED) * counts / (counts + RARE))[:, None]
     own = torch.nn.functional.one_hot(found.owner, states).double() / shares
     model.emission.table.weight.copy_((sure * own + 1 - sure).log())
