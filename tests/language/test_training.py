@@ -305,6 +305,17 @@ def test_linear_schedule_goes_to_zero():
     assert rates == pytest.approx([0.1 * (1 - i / steps) for i in range(steps)])
 
 
+def test_less_exact_products_are_for_training_alone():
+    columns, found, before = stream(sentences(30), 3), {}, torch.get_float32_matmul_precision()
+    for precision in training.PRECISIONS:
+        trainer = Trainer(model("lstm"), columns, columns, replace(HOW, precision=precision))
+        within = set()
+        trainer.run(stop=lambda within=within: bool(within.add(torch.get_float32_matmul_precision())))
+        assert within == {precision} and torch.get_float32_matmul_precision() == before
+        found[precision] = trainer.curve[-1]["valid_perplexity"]
+    assert found["medium"] == pytest.approx(found["highest"], rel=0.005)
+
+
 def test_evaluations_an_epoch_and_progress():
     text = sentences(30)
     columns = stream(text, 3)
@@ -495,9 +506,9 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("optimizer", "adm"), ("schedule", "cosine"), ("learning_rate", 0.0), ("learning_rate", math.nan)),
+        *(("optimizer", "adm"), ("schedule", "cosine"), ("learning_rate", 0.0), ("precision", "low")),
         *(("decay", 1.0), ("batch", 0), ("window", 0), ("epochs", 0), ("clip", -1.0), ("weight_decay", -1.0)),
-        *(("patience", -1), ("evaluations", 0), ("save_every", -1.0)),
+        *(("learning_rate", math.nan), ("patience", -1), ("evaluations", 0), ("save_every", -1.0)),
     ],
 )
 def test_settings_that_cannot_be(name, value):

@@ -7,7 +7,8 @@ back-propagation through time needs here. A run can be stopped anywhere and goes
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ of Melis et al. 2017, Adam with beta1 = 0: RMSProp with its bias corrected."""
 
 SCHEDULES = ("plateau", "linear", "constant")
 
+PRECISIONS = ("highest", "high", "medium")
+
 REPORT_EVERY = 0.25
 """Seconds between two reports of progress."""
 
@@ -55,6 +58,9 @@ class Training:
         epochs: passes over the text.
         clip: largest norm of the gradient of the mean loss; 0 does not clip.
         weight_decay: L2 for sgd, adam, amsgrad and rmsprop, decoupled for adamw.
+        precision: of products of float32 matrices, by torch's names: highest; high lets hardware take TensorFloat32;
+            medium lets it round what goes into a product, and nothing else, to bfloat16 where that is faster. A model
+            that is trained is scored in torch's own precision.
         reset: probability with which a window starts from the model's start instead of the carried state.
         average: share of the old mean kept when the parameters' running mean takes in a step (an exponential moving
             average); the mean is what is evaluated and kept. 0 keeps none.
@@ -76,6 +82,7 @@ class Training:
     epochs: int = 2
     clip: float = 0.25
     weight_decay: float = 0.0
+    precision: str = "highest"
     reset: float = 0.0
     average: float = 0.0
     patience: int = 0
@@ -94,6 +101,7 @@ class Training:
             (self.epochs >= 1, "epochs", "at least 1"),
             (self.clip >= 0, "clip", "0 or more"),
             (self.weight_decay >= 0, "weight_decay", "0 or more"),
+            (self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}"),
             (0 <= self.reset <= 1, "reset", "0 to 1"),
             (0 <= self.average < 1, "average", "0 to 1, without 1"),
             (self.patience >= 0, "patience", "0 or more"),
@@ -103,6 +111,17 @@ class Training:
         for good, name, want in checks:
             if not good:
                 raise StatespanError(f"{name} = {getattr(self, name)!r} must be {want}")
+
+
+@contextmanager
+def matrix_precision(name: str) -> Iterator[None]:
+    """Within it, products of float32 matrices are as exact as torch's `name` says."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Progress(NamedTuple):
@@ -244,7 +263,7 @@ class Trainer:
             StatespanError: the loss is no longer finite; the last good checkpoint is kept.
             Stopped: `stop` said so; the checkpoint is written.
         """
-        with seeded(self.seed):
+        with seeded(self.seed), matrix_precision(self.how.precision):
             if self._random is not None:
                 torch.random.set_rng_state(self._random)
             self._run(report, stop)
