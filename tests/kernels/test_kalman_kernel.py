@@ -234,8 +234,25 @@ def test_an_observation_that_cannot_be_has_probability_zero():
         initial_mean=[2.0],
         initial_covariance=[[0.0]],
     )
-    assert model.log_prob([[2.0], [1.0], [0.5]]).isfinite()
-    assert model.log_prob([[2.0], [1.5], [0.5]]).isneginf()
+    for method in (ss.Kalman(), Plain()):
+        assert model.log_prob([[2.0], [1.0], [0.5]], method=method) == 0
+        assert model.log_prob([[2.0], [1.5], [0.5]], method=method).isneginf()
+
+
+def test_a_coordinate_that_others_determine_adds_nothing():
+    """y = (z, 2 z, w) with w noise: the density is that of (z, w), in any order, and zero where y_2 is not 2 y_1."""
+    whole, two = ([[1.0], [2.0], [0.0]], [0.0, 0.0, 4.0]), ([[1.0], [0.0]], [0.0, 4.0])
+    full, small = (
+        ss.linear_gaussian(dynamics=[[0.5]], observation=c, observation_noise=torch.diag(torch.tensor(r)))
+        for c, r in (whole, two)
+    )
+    y = normal(2, 6, 2)
+    wide = torch.stack([y[..., 0], 2 * y[..., 0], y[..., 1]], -1)
+    for method in (ss.Kalman(), Plain()):
+        found = full.smooth(wide, method=method)
+        assert_close(found.log_prob, small.log_prob(y).detach(), rtol=1e-12, atol=1e-12)
+        assert_close(found.mean, y[..., :1], rtol=0, atol=1e-12)
+        assert full.log_prob(wide + torch.tensor([0.0, 0.1, 0.0]), method=method).isneginf().all()
 
 
 def test_float32_is_computed_in_double():

@@ -40,6 +40,8 @@ INNER = {**OPTIONS, "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper
 #: Compiled into its callers, without the counting of references, which takes most of the time that compiling takes.
 inner = njit(**INNER)
 
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
 #: What is asked for.
 FILTERED, PREDICTED, LAST, PAIRS = 1, 2, 4, 8
 
@@ -326,7 +328,7 @@ def forward_covariances(
                     off -= peek(W, k * high + i) * peek(unwhite, j * tall + k)
                 poke(step, at + j * size + before_y + p, off)
             p += 1
-        poke(log, n, x)
+        poke(log, n, x - HALF_LOG_TWO_PI * (E - count))
         poke(certain, n, E - count)
         # What y - C x says is subtracted from x, the predicted mean; then x is what the move makes of the mean before.
         multiply(step, at, size, rows, E, shown, 0, tall, D, False, H, 0, size)

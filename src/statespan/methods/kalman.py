@@ -129,6 +129,40 @@ def absorb(top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return innovation.mT, cross, lower(bottom - cross @ turn.mT)
 
 
+def _determined(innovation: Tensor, top: Tensor) -> Tensor:
+    """Which coordinates of y those before them determine, (..., E) bool, from the innovation's root and all of it."""
+    least = (2 * top.shape[-1] * torch.finfo(top.dtype).eps * top.detach().norm(dim=-1)).clamp_min(1e-140)
+    return innovation.detach().diagonal(dim1=-2, dim2=-1).abs() <= least
+
+
+def without_determined(top: Tensor, residual: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Coordinates of y that those before them determine become observations of nothing, with a noise of their own.
+
+    Args:
+        top: the root of y's covariance, (B, E, N).
+        residual: (B, E).
+        size: how large the terms of the residual are, (B, E).
+
+    Returns:
+        The root (B, E, N + E), the residual, zero there, and what to add to log p, (B,): these coordinates have no
+        density, and -inf where one was other than it had to be.
+    """
+    outputs = top.shape[-2]
+    unit = torch.eye(outputs, dtype=top.dtype, device=top.device).expand(*top.shape[:-1], -1)
+    own, whole = torch.nn.functional.pad(unit, (top.shape[-1], 0)), torch.nn.functional.pad(top, (0, outputs))
+    known = top.new_zeros(top.shape[:-1], dtype=torch.bool)
+    for j in range(outputs):  # in order: what a coordinate adds is known once those before it are
+        kept = torch.where(known[..., None], own, whole)
+        turn, innovation = torch.linalg.qr(kept.mT, mode="reduced")
+        known[..., j] |= _determined(innovation.mT, kept)[..., j]
+    kept = torch.where(known[..., None], own, whole)
+    turn, innovation = torch.linalg.qr(kept.mT, mode="reduced")
+    seen = torch.where(known, 0.0, residual)
+    told = whole @ turn @ torch.linalg.solve_triangular(innovation.mT, seen[..., None], upper=False)
+    wrong = (known & ((residual - told[..., 0]).abs() > 1e-9 * (size + told[..., 0].abs()) + 1e-12)).any(-1)
+    return kept, seen, torch.where(wrong, -torch.inf, 0.5 * math.log(2 * math.pi) * known.sum(-1).double())
+
+
 class Kalman(Method):
     r"""The Kalman filter and the Rauch-Tung-Striebel smoother, on square roots of covariances.
 
@@ -193,7 +227,7 @@ class Kalman(Method):
         top = torch.cat([matrix @ belief.scale, scale.expand(batch, -1, -1)], -1)
         bottom = torch.cat([belief.scale, belief.scale.new_zeros(batch, dim, scale.shape[-1])], -1)
         mean, flat = belief.mean, belief.factor
-        residual = likelihood.y - apply(matrix, mean)
+        residual, size = likelihood.y - apply(matrix, mean), likelihood.y.abs() + apply(matrix.abs(), mean.abs())
         log_prob = likelihood.log_prob
         if flat is not None and bool(flat.any()):
             settled = settle(matrix.expand(batch, -1, -1), flat)
@@ -201,8 +235,14 @@ class Kalman(Method):
             bottom = torch.cat([bottom, bottom.new_zeros(*bottom.shape[:-1], top.shape[-2])], -1)
             top = torch.cat([settled.rest @ top, torch.diag_embed(settled.own)], -1)
             mean, residual = mean + apply(settled.gain, residual), apply(settled.rest, residual)
+            size = apply(settled.rest.abs(), size)
             flat, log_prob = settled.factor, log_prob - settled.log_determinant.double()
         innovation, cross, root = absorb(top, bottom)
+        if bool(_determined(innovation, top).any()):
+            top, residual, constant = without_determined(top, residual, size)
+            bottom = torch.nn.functional.pad(bottom, (0, top.shape[-2]))
+            innovation, cross, root = absorb(top, bottom)
+            log_prob = log_prob + constant
         white = torch.linalg.solve_triangular(innovation, residual[..., None], upper=False)[..., 0]
         mean = mean + apply(cross, white)
         log_determinant = innovation.diagonal(dim1=-2, dim2=-1).abs().log().double().sum(-1)
