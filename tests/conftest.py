@@ -1,9 +1,10 @@
 """Shapes and types of the core are checked at every call under the tests, and only here."""
 
+import jaxtyping
 import pytest
 import torch
 
-from jaxtyping import install_import_hook  # isort: skip
+import typecheck
 
 CHECKED = [
     f"statespan.{name}"
@@ -14,7 +15,8 @@ CHECKED = [
 ]
 
 # Before the first import of statespan. The kernels stay as they are: Numba compiles functions, not their wrappers.
-install_import_hook(CHECKED, "typecheck.check")
+jaxtyping.jaxtyped = typecheck.jaxtyped
+jaxtyping.install_import_hook(CHECKED, "typecheck.check")
 
 
 @pytest.fixture(autouse=True)
