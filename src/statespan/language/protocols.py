@@ -16,12 +16,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from statespan.errors import StatespanError
 from statespan.families.hidden_markov import hmm
-from statespan.fit import EM
 from statespan.language.corpora import Sentence
 from statespan.language.scoring import alike, batches, walk, width_of
 from statespan.language.tagging import Tally, encode_tags, tag_given_word, tagset
@@ -30,7 +30,6 @@ from statespan.method import Trace, run
 from statespan.methods import method_for
 from statespan.model import StateSpace
 from statespan.parts.emissions import Categorical
-from statespan.parts.finite import Dense
 
 PROTOCOLS = ("prefix", "prefix-state", "filtered", "viterbi")
 """The ways of asking, by name."""
@@ -40,9 +39,6 @@ COLUMNS = 10
 
 CHUNK = 2**22
 """Numbers in the largest tensor of a chunk: 16 MB in float32."""
-
-PIECE = 1000
-"""Words of a tagged text that are counted as one sequence."""
 
 NUMBER = re.compile(r"^(?=.*\d)[\d.,:%\\/-]+$")
 
@@ -279,73 +275,107 @@ def previous_word(text: Gold, table: Tensor) -> Accuracy:
 
     Args:
         text: The gold text.
-        table: (V, G) scores of the next tag by word, the row of `<eos>` for a line's first; `next_tags` and
-            `next_tags_of_words` make such.
+        table: (V, G) scores of the next tag by word, the row of `<eos>` for a line's first; `next_tags` makes one.
     """
-    words = torch.cat(text.words)
-    before = torch.cat([words.new_tensor([Vocabulary.eos]), words[:-1]])
-    return score(table[before], torch.cat(text.tags), text.classes)
+    return score(table[_before(torch.cat(text.words))], torch.cat(text.tags), text.classes)
 
 
-def next_tags(words: Tensor, tags: Tensor, first: Tensor) -> Tensor:
-    """How often each tag follows each word in a tagged text without ends of sentences.
+def _before(words: Tensor) -> Tensor:
+    """The word before each word of a text whose lines end in `<eos>`, which stands before the first."""
+    return torch.cat([words.new_tensor([Vocabulary.eos]), words[:-1]])
+
+
+class Lines(NamedTuple):
+    """The lines of a text that a tagged text has too.
+
+    Attributes:
+        words: Integers, `<eos>` last.
+        tags: As long, -1 at `<eos>`.
+    """
+
+    words: list[Tensor]
+    tags: list[Tensor]
+
+
+def in_lines(words: Tensor, tags: Tensor, lines: Sequence[Tensor]) -> Lines:
+    """Tags for the lines of a text, from a tagged text that does not say where its lines end.
+
+    A line is looked for word by word after the one before it, L**3 words far if it has L words, since a short one may
+    stand anywhere. One that is not found, as where the two texts were cut into words differently, is left out.
+
+    Args:
+        words: (N,) the words of the tagged text.
+        tags: (N,) their tags.
+        lines: Integers, `<eos>` last.
+
+    Examples:
+        >>> found = in_lines(torch.tensor([4, 5, 6, 7]), torch.arange(4), [torch.tensor([5, 6, 1])])
+        >>> found.words, found.tags
+        ([tensor([5, 6, 1])], [tensor([ 1,  2, -1])])
+    """
+    text, at, found = words.numpy().astype(np.int32).tobytes(), 0, Lines([], [])
+    for line in lines:
+        piece, length = line[:-1].numpy().astype(np.int32).tobytes(), len(line) - 1
+        reach = 4 * (at + length + length**3)
+        place = text.find(piece, 4 * at, reach)
+        while place % 4 and place >= 0:  # across words
+            place = text.find(piece, place + 1, reach)
+        if place >= 0:
+            at = place // 4 + length
+            found.words.append(line)
+            found.tags.append(torch.cat([tags[at - length : at], tags.new_tensor([-1])]))
+    return found
+
+
+def next_tags(lines: Lines, vocabulary: int, count: int) -> Tensor:
+    """How often each tag follows each word within a line, its first tag following `<eos>`.
 
     A word that nothing follows takes the row of `<unk>`.
 
     Args:
-        words: (N,) the words of the text.
-        tags: (N,) their tags.
-        first: (V, G) counts or probabilities of which the row of `<eos>` is taken.
+        lines: A tagged text.
+        vocabulary: V.
+        count: G.
 
     Returns:
-        (V, G) float64.
+        (V, G) float64, rows sum to 1.
     """
-    counts = torch.zeros_like(first).index_put_(
-        (words[:-1], tags[1:]), torch.ones(len(words) - 1).to(first), accumulate=True
-    )
-    counts = torch.where(counts.sum(1, keepdim=True) > 0, counts, counts[Vocabulary.unk])
-    counts[Vocabulary.eos] = first[Vocabulary.eos]
-    return counts
-
-
-def next_tags_of_words(sentences: Sequence[Tensor], given_word: Tensor) -> Tensor:
-    """Expected counts of the next word's tags by word: sum over w of n(v, w) p(tag | w), (V, G).
-
-    Args:
-        sentences: Integers, `<eos>` last; the first word follows `<eos>`.
-        given_word: (V, G) p(tag | word).
-    """
-    words = torch.cat(list(sentences))
-    before = torch.cat([words.new_tensor([Vocabulary.eos]), words[:-1]])
-    return torch.zeros_like(given_word).index_add_(0, before, given_word[words])
+    return tag_given_word(_before(torch.cat(lines.words)), torch.cat(lines.tags), vocabulary, count)
 
 
 def supervised(
-    words: Tensor, tags: Tensor, vocabulary: int, count: int, prior: float = 0.001, moves: float = 0.1
+    words: Tensor, tags: Tensor, lines: Lines, vocabulary: int, count: int, prior: float = 0.01
 ) -> StateSpace:
     """A hidden Markov model whose states are the tags, fitted by counting a tagged text.
 
-    The text has no ends of sentences, so the states start as often as they are there at all; it is counted in pieces of
-    `PIECE` words, the moves between which are left out.
-
     Args:
-        words: (N,) integers.
+        words: (N,) integers, without ends of lines: what the states emit.
         tags: (N,) integers, the states.
+        lines: The same text in lines, as far as it is known: how the states start and move.
         vocabulary: V.
         count: G, the states.
-        prior: Added to the counts of words, without which a state could not emit a word that it never did.
-        moves: Added to the counts of moves.
+        prior: Added to every count.
 
     Examples:
-        >>> model = supervised(torch.tensor([2, 3, 2, 3]), torch.tensor([0, 1, 0, 1]), 4, 2)
+        >>> words, tags = torch.tensor([2, 3, 2, 3]), torch.tensor([0, 1, 0, 1])
+        >>> model = supervised(words, tags, in_lines(words, tags, [torch.tensor([2, 3, 2, 3, 1])]), 4, 2)
         >>> model.decode([3, 2]).tolist()
         [1, 0]
     """
-    emission = Categorical(vocabulary, concentration=1.0 + prior)
-    model = hmm(states=count, emission=emission, transition=Dense(count, concentration=1.0 + moves), seed=0)
-    model.fit(list(words.split(PIECE)), states=list(tags.split(PIECE)), by=EM(iterations=1))
-    model.initial.set_probs(torch.bincount(tags, minlength=count).double() / len(tags))
-    return model
+    line = torch.cat(lines.tags)
+    moves, after = line[:-1], line[1:]
+    inside = (moves >= 0) & (after >= 0)
+    first = torch.cat([line[:1], after[moves < 0]])
+
+    def shares(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Tensor:
+        counts = torch.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).view(shape) + prior
+        return counts.double() / counts.double().sum(1, keepdim=True)
+
+    return hmm(
+        initial=shares(torch.zeros_like(first), first, (1, count))[0],
+        transition=shares(moves[inside], after[inside], (count, count)),
+        emission=Categorical(probs=shares(tags, words, (count, vocabulary))),
+    )
 
 
 def without_ends(text: Gold) -> Gold:
