@@ -384,10 +384,3 @@ def test_ctrl_c_keeps_what_was_done_and_resume_ends_at_the_same_numbers(text, re
             assert resumed[key] == uninterrupted[key]
         models = (tmp_path / run / name / "model.safetensors" for run in "ab")
         assert next(models).read_bytes() == next(models).read_bytes()
-
-
-def test_the_library_needs_neither_typer_nor_rich():
-    """Training and reading recipes, too."""
-    hidden = "import sys; [sys.modules.__setitem__(n, None) for n in ('typer', 'rich', 'matplotlib', 'conllu')]; "
-    code = hidden + "import statespan, statespan.ladder.run, statespan.ladder.generate, statespan.language.training"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -258,14 +258,6 @@ def test_criteria_mark_the_lowest():
     assert [line.get_xdata()[0] for line in axes.lines if line.get_markersize() == 11] == [2, 2]
 
 
-def test_importing_the_library_does_not_import_matplotlib():
-    import subprocess
-    import sys
-
-    code = "import sys, statespan, statespan.plots; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_a_cloud_of_fewer_members_than_dimensions_has_bands_too():
     model = ss.linear_gaussian(state=4, observed=1, seed=0)
     posterior = model.filter([0.1, 0.4, -0.2], method=ss.EnsembleKalman(3))
