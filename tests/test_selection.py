@@ -129,6 +129,39 @@ def test_aligned_states_are_those_of_the_reference(emission: ss.Part):
     assert_close(other.smooth(y).probs, reference.smooth(y).probs)
 
 
+@pytest.mark.parametrize(
+    ("transition", "initial"),
+    [
+        (ss.Dense(3, sticky=2.0), ss.Stationary()),
+        (ss.SoftmaxTransition(3, inputs=1), ss.SoftmaxStart(3, inputs=1)),
+        (ss.Generator(3), None),
+        (ss.Regimes(3, regimes=3), None),
+        (ss.LowRank(3, rank=3), None),
+    ],
+)
+def test_what_a_model_says_does_not_hang_on_the_order_of_its_states(transition: ss.Part, initial: ss.Part | None):
+    model = ss.hmm(emission=ss.Gaussian(1), transition=transition, initial=initial, states=3, seed=1)
+    y, u = torch.arange(8.0).sin(), torch.tensor([0, 2, 1, 1, 0, 2, 2, 1.0])
+    given = {"inputs": u} if transition.takes_inputs else {}
+    before = model.smooth(y, **given)
+    for part in model.parts:
+        ss.selection.permute(part, torch.tensor([2, 0, 1]))
+    after = model.smooth(y, **given)
+    assert_close(after.log_prob, before.log_prob)
+    assert_close(after.probs, before.probs[:, [2, 0, 1]])
+
+
+@pytest.mark.parametrize("given", [{"initial": [math.nan, math.nan, 0.0]}, {"transition": ss.left_to_right(3)}])
+def test_a_model_whose_states_cannot_change_places_stays_as_it_is(given: dict):
+    model, other = (ss.hmm(emission=ss.Gaussian(1), states=3, seed=i, **given) for i in (0, 1))
+    with torch.no_grad():
+        other.emission.mean.copy_(model.emission.mean[[2, 0, 1]])
+    before = other.log_prob([0.3, 1.0])
+    with pytest.raises(ss.StatespanError, match="cannot be put in another order"):
+        ss.align(other, model)
+    assert other.log_prob([0.3, 1.0]) == before
+
+
 def test_more_states_than_the_reference_follow():
     reference = truth()
     model = ss.hmm(states=3, emission=ss.Gaussian(1), seed=0)

@@ -158,6 +158,14 @@ class FiniteInitial(ABC):
         """Sums over sequences of the expected first states (B, K), for `maximize`."""
         return counts.sum(0)
 
+    def permute(self, order: Tensor) -> None:
+        """Put the states in another order: state k becomes what `order[k]` was.
+
+        Raises:
+            StatespanError: how this part does that is not known, or the order of its states matters.
+        """
+        raise not_movable(self)
+
 
 class FiniteTransition(ABC):
     """p(z_t | z_{t-1}) over K states, as an operator on tables.
@@ -219,6 +227,22 @@ class FiniteTransition(ABC):
     def average(self, constants: Tree, symbol_probs: Tensor) -> Tensor:
         """The table with the missing symbol summed out, sum over v of p(v | k) A_v[k, l]: (K, K)."""
         raise NotImplementedError
+
+    def permute(self, order: Tensor) -> None:
+        """Put the states in another order: state k becomes what `order[k]` was.
+
+        Raises:
+            StatespanError: how this part does that is not known, or the order of its states matters.
+        """
+        raise not_movable(self)
+
+
+def not_movable(part: Any) -> StatespanError:
+    """The error of a part whose states cannot be put in another order."""
+    return StatespanError(
+        f"align: the states of {type(part).__name__} cannot be put in another order: some are held, tied or have "
+        "priors of their own, or it is not known how; give the part a method permute(order)"
+    )
 
 
 def mixed(probs: Tensor, each: Distribution) -> MixtureSameFamily:

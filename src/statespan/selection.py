@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import singledispatch
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +17,7 @@ from statespan.fit.em import observations, take
 from statespan.method import lacks, run, total
 from statespan.methods import MaxProduct, method_for
 from statespan.parameters import free_parameters
-from statespan.part import seeded
-from statespan.parts.emissions import Categorical
-from statespan.parts.finite import Dense
+from statespan.part import not_movable, seeded
 from statespan.sequences import Sequences
 from statespan.verbs import ask
 
@@ -204,6 +201,12 @@ def select_states(
     Returns:
         A `Comparison`; its models are named by their number of states.
 
+    Raises:
+        StatespanError: an emission that knows its number of states already; no number to try; what `compare` refuses.
+
+    Source:
+        Celeux and Durand 2008; Biernacki, Celeux and Govaert 2000.
+
     Example:
         >>> import statespan as ss
         >>> found = select_states([0, 0, 1, 0, 1, 1, 0, 1, 0, 0], ss.Categorical(2), states=(1, 2), restarts=2)
@@ -334,8 +337,13 @@ def align(model: Any, reference: Any, samples: int = 500, seed: int | None = 0) 
         [1.0, 0.0]
     """
     order = matching(model, reference, samples, seed)
-    for part in model.parts:
-        permute(part, order)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    try:
+        for part in model.parts:
+            permute(part, order)
+    except StatespanError:
+        model.load_state_dict(before)
+        raise
     return model
 
 
@@ -404,38 +412,18 @@ def assignment(cost: np.ndarray) -> np.ndarray:
     return rows
 
 
-@singledispatch
 @torch.no_grad()
 def permute(part: Any, order: Tensor) -> None:
     """Put a part's states in another order: state k becomes what `order[k]` was.
 
-    By its own `permute(order)` if it has one; else every parameter has states first, or none.
+    By its own `permute(order)`; an emission without one has states first in every parameter, or none.
     """
     if hasattr(part, "permute"):
         part.permute(order)
         return
     states = len(order)
-    for name, p in part.named_parameters():
+    for p in part.parameters():
         if p.dim() and p.shape[0] == states:
             p.copy_(p[order])
         elif states in p.shape or p.dim() == 0 or p.shape[0] != 1:
-            raise StatespanError(
-                f"align: {type(part).__name__}.{name} is {tuple(p.shape)}, and where its states are is not known; give "
-                "the part a method permute(order)"
-            )
-
-
-@permute.register(Dense)
-@torch.no_grad()
-def _(part: Dense, order: Tensor) -> None:
-    if part.fixed is not None or part.ties is not None or bool((part.extra != part.extra.mean()).any()):
-        raise StatespanError(
-            "align: entries of the transition are held, tied or have priors of their own: order matters"
-        )
-    part.logits.copy_(part.logits[order][:, order])
-
-
-@permute.register(Categorical)
-@torch.no_grad()
-def _(part: Categorical, order: Tensor) -> None:
-    part.set_probs(part.probs[order])
+            raise not_movable(part)

@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 
 from statespan.errors import StatespanError
 from statespan.part import Affine, Generative, LinearPart, Part, positive
-from statespan.parts.inputs import inputs_of
+from statespan.parts.inputs import gaps_of
 from statespan.parts.linear import conditional, lower
 from statespan.sequences import Event
 from statespan.tree import Tree
@@ -113,7 +113,7 @@ class Continuous(Part, LinearPart, Generative):
 
     def affine(self, u: Tree) -> Affine:
         """expm(F dt), nothing, and a root of Q(dt)."""
-        return over(self.drift, self.gain, gaps_of(u, self))
+        return over(self.drift, self.gain, gaps_of(u, self.column, self))
 
     def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
         """The distribution of z_t given z_{t-1} = z and inputs."""
@@ -175,23 +175,16 @@ class Matern(Part, LinearPart, Generative):
 
     def affine(self, u: Tree) -> Affine:
         """expm(F dt), nothing, and a root of Q(dt)."""
-        return over(*self.equation(), gaps_of(u, self))
+        return over(*self.equation(), gaps_of(u, self.column, self))
 
     def forward(self, z: Tensor, u: Tree = None) -> MultivariateNormal:
         """The distribution of z_t given z_{t-1} = z and inputs."""
         return conditional(self.affine(u), z)
 
 
-def gaps_of(u: Tree, part: Continuous | Matern) -> Tensor:
-    """The gap before each step, (...); (T, 1) where it is the same for every sequence."""
-    gaps = inputs_of(u, part, column=part.column)[..., part.column]
-    if bool((gaps < 0).any()):
-        raise StatespanError(f"{type(part).__name__}: a gap is {float(gaps.min()):g}; time must not run backwards")
-    return gaps[:, :1] if gaps.dim() == 2 and bool((gaps == gaps[:, :1]).all()) else gaps
-
-
 def over(drift: Tensor, gain: Tensor, gaps: Tensor) -> Affine:
-    """The moves over gaps (...), each different one once."""
+    """The moves over gaps (...), each different one once; (T, 1) of them where all sequences have the same."""
+    gaps = gaps[:, :1] if gaps.dim() == 2 and bool((gaps == gaps[:, :1]).all()) else gaps
     each, index = torch.unique(gaps, return_inverse=True)
     matrix, root = discretise(drift, gain, each)
     return Affine(matrix[index], matrix.new_zeros(matrix.shape[-1]), root[index])

@@ -9,9 +9,9 @@ from torch.distributions import Categorical as CategoricalDistribution
 
 from statespan.errors import StatespanError
 from statespan.kernels.gated import gated_push
-from statespan.part import FiniteTransition, Generative, MatrixTransition, Part
+from statespan.part import FiniteTransition, Generative, MatrixTransition, Part, not_movable
 from statespan.parts.priors import dirichlet, log_dirichlet
-from statespan.parts.rows import Ties, as_fixed, held_entries, shared_softmax, shares
+from statespan.parts.rows import Ties, alike, as_fixed, held_entries, rearranged, shared_softmax, shares
 from statespan.shapes import Float
 from statespan.tree import Shared, Tree
 
@@ -109,6 +109,14 @@ class Dense(Part, MatrixTransition, Generative):
         else:
             self.set_probs(shares(counts, self.probs, self.fixed))
 
+    @torch.no_grad()
+    def permute(self, order: Tensor) -> None:
+        """State k becomes what `order[k]` was, where nothing held or tied and no prior tells them apart."""
+        told = (self.extra, self.fixed)
+        if self.ties is not None or not alike(told, lambda x: rearranged(x, order), (len(order),) * 2):
+            raise not_movable(self)
+        self.logits.copy_(rearranged(self.logits, order))
+
 
 def left_to_right(states: int | None = None, skip: int = 1, concentration: Any = 1.0, sticky: float = 0.0) -> Dense:
     """A chain that never goes back: from state i to i, ..., i + skip; the last one stays.
@@ -147,6 +155,9 @@ def banded(states: int | None = None, width: int = 1, concentration: Any = 1.0, 
 
     Raises:
         StatespanError: a negative width.
+
+    Source:
+        Rabiner 1989, section IV.C: the zeros stay in every re-estimation.
 
     Example:
         >>> (banded(3).probs > 0).int().tolist()

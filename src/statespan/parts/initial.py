@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical as CategoricalDistribution
 
 from statespan.errors import StatespanError
-from statespan.part import CellInitial, FiniteInitial, Generative, Part, expected_log
+from statespan.part import CellInitial, FiniteInitial, Generative, Part, expected_log, not_movable
 from statespan.parts.climb import climb
 from statespan.parts.gaussian_initial import NormalStart
 from statespan.parts.priors import dirichlet, log_dirichlet
-from statespan.parts.rows import held_entries, shared_softmax, shares
+from statespan.parts.rows import alike, held_entries, shared_softmax, shares
 from statespan.tree import Shared, Tree
 
 __all__ = ["ConstantStart", "Leading", "NormalStart", "Start", "Stationary"]
@@ -25,6 +25,12 @@ class Start(Part, FiniteInitial, Generative):
         states: K.
         concentration: alpha of a Dirichlet prior, one number or (K,), 1 or more: alpha - 1 is added to the counts.
         fixed: (K,), entries that are held; NaN or None is learnt.
+
+    Raises:
+        StatespanError: a concentration below 1, or held entries that no distribution has.
+
+    Source:
+        Rabiner, "A tutorial on hidden Markov models", Proc. IEEE 1989, section II.B.
 
     Example:
         >>> Start(3).probs().shape
@@ -69,6 +75,13 @@ class Start(Part, FiniteInitial, Generative):
     def expected_log(self, stats: Tensor) -> Tensor:
         """Sum of expected counts times log p."""
         return expected_log(stats, self.probs())
+
+    @torch.no_grad()
+    def permute(self, order: Tensor) -> None:
+        """State k becomes what `order[k]` was, where nothing held and no prior tells them apart."""
+        if not alike((self.extra, self.fixed), lambda x: x[..., order], (len(order),)):
+            raise not_movable(self)
+        self.logits.copy_(self.logits[order])
 
 
 class Leading(Part, FiniteInitial, Generative):
@@ -154,6 +167,9 @@ class Stationary(Part, FiniteInitial, Generative):
     def forward(self, shape: tuple[int, ...], u: Tree = None) -> CategoricalDistribution:
         """The distribution of z_1 for a batch of `shape`."""
         return CategoricalDistribution(probs=self.probs().expand(*shape, -1), validate_args=False)
+
+    def permute(self, order: Tensor) -> None:
+        """Nothing: it follows the transition."""
 
     @torch.no_grad()
     def maximize_with(self, stats: Tensor, moves: Tree) -> None:

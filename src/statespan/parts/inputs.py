@@ -7,23 +7,31 @@ from torch import Tensor, nn
 from torch.distributions import Categorical as CategoricalDistribution
 
 from statespan.errors import StatespanError
-from statespan.part import FiniteInitial, FiniteTransition, Generative, Part, expected_log, stationary
+from statespan.part import FiniteInitial, FiniteTransition, Generative, Part, expected_log, not_movable, stationary
+from statespan.parts.linear import inputs_of
 from statespan.parts.priors import dirichlet, log_dirichlet
-from statespan.parts.rows import shares
+from statespan.parts.rows import alike, rearranged, shares
 from statespan.shapes import Float
 from statespan.tree import Shared, Tree
 
 
-def inputs_of(u: Tree, part: nn.Module, width: int | None = None, column: int = 0) -> Tensor:
-    """The inputs (..., U), if they are there and wide enough."""
-    got = u.shape[-1] if isinstance(u, Tensor) else None
-    if got is None or (got != width if width is not None else got <= column):
-        need = f"{width} inputs" if width is not None else f"an input in column {column}"
+def column_of(u: Tree, column: int, part: nn.Module) -> Tensor:
+    """One column of the inputs (..., U), if it is there: (...)."""
+    if not isinstance(u, Tensor) or u.shape[-1] <= column:
+        got = "none were given" if u is None else f"{u.shape[-1]} were given"
         raise StatespanError(
-            f"{type(part).__name__} takes {need} a step and {'none were given' if got is None else f'{got} were'}; "
+            f"{type(part).__name__} takes an input in column {column} and {got}; "
             "give inputs= with y, and future= with a forecast"
         )
-    return u
+    return u[..., column]
+
+
+def gaps_of(u: Tree, column: int, part: nn.Module) -> Tensor:
+    """The gap in time before each step, a column of the inputs: (...)."""
+    gaps = column_of(u, column, part)
+    if bool((gaps < 0).any()):
+        raise StatespanError(f"{type(part).__name__}: a gap is {float(gaps.min()):g}; time must not run backwards")
+    return gaps
 
 
 class Bound(NamedTuple):
@@ -94,11 +102,11 @@ class SoftmaxStart(Part, FiniteInitial, Generative):
 
     def at(self, u: Tensor) -> Tensor:
         """p(z_1 | u), (..., U) to (..., K)."""
-        return (with_one(inputs_of(u, self, self.inputs)) @ self.weight.mT).softmax(-1)
+        return (with_one(inputs_of(u, self.inputs, self)) @ self.weight.mT).softmax(-1)
 
     def given(self, u: Tree, probs: Tensor) -> Shared:
         """Under the first step's inputs, (B, K)."""
-        return Shared(self.at(inputs_of(u, self, self.inputs)[0]))
+        return Shared(self.at(inputs_of(u, self.inputs, self)[0]))
 
     def forward(self, shape: tuple[int, ...], u: Tree = None) -> CategoricalDistribution:
         """The distribution of z_1 for a batch of `shape`, given inputs (*shape, U)."""
@@ -119,6 +127,11 @@ class SoftmaxStart(Part, FiniteInitial, Generative):
     def maximize(self, stats: Bound) -> None:
         """One step of a lower bound of the expected log-likelihood: it never falls."""
         self.weight.copy_(rise(self.weight, stats, self.precision))
+
+    @torch.no_grad()
+    def permute(self, order: Tensor) -> None:
+        """State k becomes what `order[k]` was."""
+        self.weight.copy_(self.weight[order])
 
 
 class SoftmaxTransition(Part, FiniteTransition, Generative):
@@ -156,7 +169,7 @@ class SoftmaxTransition(Part, FiniteTransition, Generative):
 
     def at(self, u: Tensor) -> Tensor:
         """The table under inputs, (..., U) to (..., K, K)."""
-        x = with_one(inputs_of(u, self, self.inputs))
+        x = with_one(inputs_of(u, self.inputs, self))
         return (x @ self.weight.flatten(0, 1).mT).unflatten(-1, (self.states, self.states)).softmax(-1)
 
     def constants(self) -> None:
@@ -164,11 +177,11 @@ class SoftmaxTransition(Part, FiniteTransition, Generative):
 
     def tables(self, u: Tree, constants: Tree) -> Tensor:
         """(T, B, K, K)."""
-        return self.at(inputs_of(u, self, self.inputs))
+        return self.at(inputs_of(u, self.inputs, self))
 
     def forward(self, z: Tensor, u: Tree = None) -> CategoricalDistribution:
         """The distribution of z_t given z_{t-1} = z and inputs."""
-        table = self.at(inputs_of(u, self, self.inputs))
+        table = self.at(inputs_of(u, self.inputs, self))
         index = z.reshape(*z.shape, *[1] * (table.dim() - z.dim())).expand(*z.shape, *table.shape[z.dim() :])
         return CategoricalDistribution(probs=table.gather(-2, index[..., :1, :])[..., 0, :], validate_args=False)
 
@@ -201,6 +214,11 @@ class SoftmaxTransition(Part, FiniteTransition, Generative):
     def maximize(self, stats: Bound) -> None:
         """One step of a lower bound of the expected log-likelihood: it never falls."""
         self.weight.copy_(rise(self.weight, stats, self.precision))
+
+    @torch.no_grad()
+    def permute(self, order: Tensor) -> None:
+        """State k becomes what `order[k]` was."""
+        self.weight.copy_(self.weight[order][:, order])
 
 
 class Chosen(NamedTuple):
@@ -256,7 +274,7 @@ class Regimes(Part, FiniteTransition, Generative):
         Raises:
             StatespanError: an input that is no regime.
         """
-        index = inputs_of(u, self, column=self.column)[..., self.column]
+        index = column_of(u, self.column, self)
         wrong = (index != index.round()) | (index < 0) | (index >= self.regimes)
         if bool(wrong.any()):
             raise StatespanError(
@@ -313,6 +331,13 @@ class Regimes(Part, FiniteTransition, Generative):
         """Closed-form M-step; a state never left keeps its row, a zero stays."""
         self.set_probs(shares(counts + self.extra.to(counts), self.probs, None))
 
+    @torch.no_grad()
+    def permute(self, order: Tensor) -> None:
+        """State k becomes what `order[k]` was, where no prior tells them apart."""
+        if not alike((self.extra,), lambda x: rearranged(x, order), tuple(self.logits.shape)):
+            raise not_movable(self)
+        self.logits.copy_(rearranged(self.logits, order))
+
 
 class Generator(Part, FiniteTransition, Generative):
     r"""A chain in continuous time seen at irregular times: A_t = expm(Q dt_t), dt_t the time since the last step.
@@ -366,20 +391,13 @@ class Generator(Part, FiniteTransition, Generative):
         """Always."""
         return True
 
-    def gaps(self, u: Tree) -> Tensor:
-        """The gap before each step, (...)."""
-        gaps = inputs_of(u, self, column=self.column)[..., self.column]
-        if bool((gaps < 0).any()):
-            raise StatespanError(f"Generator: a gap is {float(gaps.min()):g}; time must not run backwards")
-        return gaps
-
     def constants(self) -> Tensor:
         """Q."""
         return self.rates
 
     def tables(self, u: Tree, constants: Tensor) -> Chosen:
         """The exponential over each different gap, and which acts when."""
-        gaps, index = torch.unique(self.gaps(u), return_inverse=True)
+        gaps, index = torch.unique(gaps_of(u, self.column, self), return_inverse=True)
         return Chosen(Shared(torch.linalg.matrix_exp(constants * gaps[:, None, None])), index)
 
     def forward(self, z: Tensor, u: Tree = None) -> CategoricalDistribution:
@@ -412,7 +430,7 @@ class Generator(Part, FiniteTransition, Generative):
 
         With L the log-likelihood, Q_ij dL/dQ_ij is the expected number of jumps and dL/dQ_ii the expected time.
         """
-        gaps = torch.unique(self.gaps(u))
+        gaps = torch.unique(gaps_of(u, self.column, self))
         with torch.enable_grad():
             rates = self.rates.detach().requires_grad_()
             tables = torch.linalg.matrix_exp(rates * gaps[:, None, None])
@@ -446,3 +464,8 @@ class Generator(Part, FiniteTransition, Generative):
         # A rate whose jumps are not expected any more goes to zero only in the limit: zero would be structure.
         new = (jumps / time.clamp_min(1e-300)).clamp_min(1e-12)
         self.set_rates(torch.where((time > 0) & (off > 0), new, off))
+
+    @torch.no_grad()
+    def permute(self, order: Tensor) -> None:
+        """State k becomes what `order[k]` was."""
+        self.log_rates.copy_(rearranged(self.log_rates, order))

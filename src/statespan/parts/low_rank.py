@@ -93,3 +93,9 @@ class LowRank(Part, FiniteTransition):
         """Closed-form M-step; a row without counts stays, a zero stays."""
         pairs = zip(stats, self.constants(), strict=True)
         self.set_probs(*(shares(counts + self.extra.to(counts), old, None) for counts, old in pairs))
+
+    @torch.no_grad()
+    def permute(self, order: Tensor) -> None:
+        """State k becomes what `order[k]` was."""
+        self.into.copy_(self.into[order])
+        self.out.copy_(self.out[:, order])

@@ -110,6 +110,9 @@ class RememberingStart(Part, FiniteInitial):
         first: the column of the inputs where the start's begin.
         width: how many inputs the start takes; 0 leaves the inputs as they are.
 
+    Source:
+        Hamilton, Time Series Analysis 1994, section 22.4.
+
     Example:
         >>> import statespan as ss
         >>> RememberingStart(ss.Start(2), memory=1).probs().tolist()
@@ -181,6 +184,9 @@ class StationaryUnder(Part, FiniteInitial):
         super().__init__()
         self.transition, self.inputs = transition, inputs
         self.states = int(self.transition.states)
+
+    def permute(self, order: Tensor) -> None:
+        """Nothing: it follows the transition."""
 
     def _at(self, u: Tensor) -> Tensor:
         tables = self.transition.tables(u, self.transition.constants())

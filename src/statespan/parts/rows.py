@@ -1,6 +1,7 @@
 """Rows of probabilities of which some entries are held and some are tied."""
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -53,6 +54,17 @@ def _without_none(x: Any) -> Any:
 
 def _outside(fixed: Tensor) -> float:
     return float(fixed[(fixed < 0) | (fixed > 1)][0])
+
+
+def rearranged(table: Tensor, order: Tensor) -> Tensor:
+    """A table (..., K, K) with its states in another order."""
+    return table[..., order, :][..., order]
+
+
+def alike(given: Iterable[Tensor | None], move: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> bool:
+    """Whether all that is given of probabilities (priors, held entries) stays what it is when states change places."""
+    every = [x.nan_to_num(-1.0).expand(shape) for x in given if x is not None]
+    return all(torch.equal(x, move(x)) for x in every)
 
 
 def shared_softmax(logits: Tensor, fixed: Tensor | None) -> Tensor:

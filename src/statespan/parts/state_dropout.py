@@ -63,3 +63,7 @@ class StateDropout(Part, MatrixTransition):
     def maximize(self, counts: Tensor) -> None:
         """The chain's own M-step."""
         self.move.maximize(counts)
+
+    def permute(self, order: Tensor) -> None:
+        """As the chain does."""
+        self.move.permute(order)

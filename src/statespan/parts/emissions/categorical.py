@@ -113,6 +113,10 @@ class Categorical(Part, FiniteEmission, Generative):
         """Make `probs` (K, V) the emission."""
         self.table.weight.copy_(probs.log().T if self.table.bias is None else probs.log().T - self.table.bias[:, None])
 
+    def permute(self, order: Tensor) -> None:
+        """State k becomes what `order[k]` was."""
+        self.set_probs(self.probs[order])
+
     def log_prior(self) -> Tensor:
         """The Dirichlet's sum of (alpha - 1) log p."""
         return log_dirichlet(self.probs.mT, self.extra)
