@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from statespan.errors import StatespanError
-from statespan.tree import Lazy, Tree, tree_map
+from statespan.tree import Lazy, Tree, leaves, tree_map
 
 
 @runtime_checkable
@@ -32,6 +32,10 @@ class Discrete(NamedTuple):
 
     Args:
         probs: (..., K), sums to one.
+
+    Example:
+        >>> Discrete(torch.tensor([0.2, 0.8])).point()
+        tensor(1)
     """
 
     probs: Tensor
@@ -65,6 +69,10 @@ class Gaussian(NamedTuple):
     Args:
         mean: (..., D).
         scale: (..., D, D), lower triangular, may be singular.
+
+    Example:
+        >>> Gaussian(torch.zeros(1), torch.tensor([[2.0]])).summary()["covariance"]
+        tensor([[4.]])
     """
 
     mean: Tensor
@@ -159,6 +167,13 @@ class Diffuse(NamedTuple):
         mean: (..., D); along the factor it says nothing.
         scale: (..., D, D), lower triangular, may be singular.
         factor: (..., D, q); columns of zeros once the data have settled them.
+
+    Source:
+        de Jong, "The diffuse Kalman filter", Annals of Statistics 1991.
+
+    Example:
+        >>> Diffuse(torch.zeros(1), torch.zeros(1, 1), torch.ones(1, 1)).summary()["covariance"]
+        tensor([[inf]])
     """
 
     mean: Tensor
@@ -176,7 +191,11 @@ class Diffuse(NamedTuple):
         return None
 
     def draw(self) -> "Diffuse":
-        """A belief without spread at a draw from this one."""
+        """A belief without spread at a draw from this one.
+
+        Raises:
+            StatespanError: it is still flat along some direction.
+        """
         if bool(self.factor.any()):
             raise StatespanError(
                 "the state is still diffuse here, and a flat distribution has no draws; give more observations, or a "
@@ -204,6 +223,11 @@ class Particles(NamedTuple):
         z: (..., N) or (..., N, D), the particles.
         log_weights: (..., N), normalised: their exponentials sum to one.
         ancestors: (..., N) integers, which particle of the step before each came from.
+
+    Example:
+        >>> cloud = Particles(torch.tensor([[1.0], [3.0]]), torch.tensor([0.25, 0.75]).log(), torch.tensor([0, 0]))
+        >>> cloud.summary()["mean"], cloud.point()
+        (tensor([2.5000]), tensor([3.]))
     """
 
     z: Tensor
@@ -253,6 +277,10 @@ class Hybrid(NamedTuple):
     Args:
         regime: (...) integers.
         state: (..., D).
+
+    Example:
+        >>> Hybrid(torch.tensor(1), torch.zeros(2)).state.shape
+        torch.Size([2])
     """
 
     regime: Tensor
@@ -268,6 +296,12 @@ class MixtureOfGaussians(NamedTuple):
         weights: (..., S, I), sum to one over both; one that is zero is a place not used.
         mean: (..., S, I, D).
         scale: (..., S, I, D, D), lower triangular, may be singular.
+
+    Example:
+        >>> half, means = torch.full((2, 1), 0.5), torch.tensor([[[-1.0]], [[1.0]]])
+        >>> two = MixtureOfGaussians(half, means, torch.zeros(2, 1, 1, 1))
+        >>> two.summary()["mean"], two.summary()["covariance"]
+        (tensor([0.]), tensor([[1.]]))
     """
 
     weights: Tensor
@@ -328,6 +362,10 @@ class Point(NamedTuple):
 
     Args:
         value: a tensor (..., D) or a tuple of such (an LSTM's h and c).
+
+    Example:
+        >>> Point((torch.ones(3), torch.zeros(3))).summary()["state"]
+        tensor([1., 1., 1.])
     """
 
     value: Tree
@@ -352,10 +390,7 @@ class Point(NamedTuple):
 
     def summary(self) -> dict[str, Tensor]:
         """`state`: the vector the network puts out (an LSTM's h)."""
-        value = self.value
-        while isinstance(value, tuple):
-            value = value[0]
-        return {"state": value}
+        return {"state": leaves(self.value)[0]}
 
 
 class Hidden(NamedTuple):
@@ -364,6 +399,10 @@ class Hidden(NamedTuple):
     Args:
         state: the belief about the state.
         fed: a tree; for a language model what the last word feeds (an embedding, its projection).
+
+    Example:
+        >>> Hidden(Discrete(torch.tensor([0.2, 0.8])), fed=torch.zeros(4)).point()
+        tensor(1)
     """
 
     state: Any
@@ -388,6 +427,13 @@ class Best(NamedTuple):
     Args:
         score: (..., K, k) log-probability of each path, best first.
         back: (..., K, k) integers: previous state times k plus the rank of the path it extends.
+
+    Source:
+        Viterbi 1967; Rabiner 1989, section III.B.
+
+    Example:
+        >>> Best(torch.tensor([[-3.0], [-1.0]]), torch.zeros(2, 1, dtype=torch.long)).point()
+        tensor(1)
     """
 
     score: Tensor

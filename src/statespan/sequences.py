@@ -11,7 +11,7 @@ from torch import Tensor
 
 from statespan.errors import StatespanError
 from statespan.kernels.lanes import one_thread
-from statespan.tree import Shared, Tree, tree_map
+from statespan.tree import Shared, Tree, leaves, tree_map
 
 
 class Sequences(NamedTuple):
@@ -49,10 +49,8 @@ class Sequences(NamedTuple):
         """(T, B)."""
         for tree in (self.y, self.observed, self.states, self.u):
             if tree is not None and not isinstance(tree, Shared):
-                leaf = tree
-                while isinstance(leaf, tuple):
-                    leaf = leaf[0]
-                return leaf.shape[0], leaf.shape[1]
+                length, batch = leaves(tree)[0].shape[:2]
+                return length, batch
         raise StatespanError("a Sequences needs y, observed, states or u to know its length")
 
     @property
@@ -94,6 +92,16 @@ class Sequences(NamedTuple):
         return timed._replace(**{name: tree_map(lambda x: change(x, 0), value) for name, value in plain.items()})
 
 
+def any_of(there: Tensor) -> Tensor:
+    """(T, B) where anything of an observation is there, from (T, B) or (T, B, O) bool."""
+    return there if there.dim() == 2 else there.any(-1)
+
+
+def all_of(there: Tensor) -> Tensor:
+    """(T, B) where all of an observation is there, from (T, B) or (T, B, O) bool."""
+    return there if there.dim() == 2 else there.all(-1)
+
+
 class Support(NamedTuple):
     """The vectors that can be observed at all.
 
@@ -123,11 +131,16 @@ class Event(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the question was put, so that the answer can follow: one sequence, a padded batch, or a list."""
+    """How the question was put, so that the answer can follow: one sequence, a padded batch, or a list.
+
+    Of pandas it keeps the index of each sequence (`labels`) and what the columns are called.
+    """
 
     single: bool
     ragged: bool
     lengths: list[int]
+    labels: tuple[Any, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def steps(self, x: Tensor) -> Any:
         """(T, B, ...) back to the question's form: (T, ...), (N, T, ...) with zeros past each end, or a list."""
@@ -185,6 +198,7 @@ def read(
         StatespanError: one line naming the sequence, the step and the fix.
     """
     rows, layout = _rows(y, event, lengths, "y")
+    layout = _captioned(layout, y)
     ends = torch.tensor(layout.lengths)
     flat, place = _end_to_end(rows, event.rank), partial(_place, ends)
     value, there = _symbols(flat, place, event.symbols) if event.symbols is not None else _reals(flat, place, dtype)
@@ -209,6 +223,18 @@ def read(
             powers=None if steps is None else steps.to(device=device, dtype=dtype),
         )
     return data, layout
+
+
+def _captioned(layout: Layout, y: Any) -> Layout:
+    """The layout with the index, and the names of the columns, of pandas' frames and series."""
+    each = [y] if layout.single else y if layout.ragged else []
+    framed = [x for x in each if hasattr(x, "to_numpy") and hasattr(x, "index")]
+    if not framed or len(framed) < len(each):
+        return layout
+    first = framed[0]
+    names = list(first.columns) if hasattr(first, "columns") else [getattr(first, "name", None)]
+    columns = () if None in names else tuple(map(str, names))
+    return layout._replace(labels=tuple(x.index for x in framed), columns=columns)
 
 
 def _end_to_end(rows: list[Any], rank: int) -> Tensor:
@@ -357,15 +383,21 @@ def _numbers(x: Any, name: str, i: int) -> np.ndarray | Tensor:
     """A numeric array; None becomes NaN."""
     if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind in "iufb"):
         return x
-    convert = getattr(x, "to_numpy", None)  # pandas and polars
+    convert, given = getattr(x, "to_numpy", None), x  # pandas and polars
     x = x if convert is None else convert()
     try:
         array = np.asarray(x)
         if array.dtype.kind == "O":
-            array = array.astype(np.float64)
+            array = array.astype(np.float64) if convert is None else convert(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):
         array = np.asarray(["?"])
     if array.dtype.kind not in "iufb":
+        wordy = [c for c in getattr(given, "columns", ()) if getattr(given[c].dtype, "kind", "f") not in "iufb"]
+        if wordy:
+            raise StatespanError(
+                f"{name}: sequence {i}: column {wordy[0]} holds {given[wordy[0]].dtype}, no numbers; leave it out, "
+                "make times the index, and words numbers (pandas.factorize)"
+            )
         raise StatespanError(
             f"{name}: sequence {i} does not hold numbers in a regular array; "
             "encode words with a Vocabulary, and give ragged data as a list of sequences"

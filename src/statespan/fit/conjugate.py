@@ -18,6 +18,7 @@ from statespan.errors import StatespanError
 from statespan.kernels.symbol_sums import symbol_sums
 from statespan.part import FiniteEmission, FiniteInitial, MatrixTransition, Part
 from statespan.parts.emissions import Categorical, Gaussian, GaussianMixture
+from statespan.parts.emissions.common import whole_rows
 from statespan.parts.emissions.mixture import divided
 from statespan.parts.finite import Dense
 from statespan.parts.initial import Start
@@ -427,10 +428,7 @@ def _log_partition(freedom: Tensor, scale: Tensor) -> Tensor:
 
 @believe.register(Gaussian)
 def _(part: Gaussian, by: "VI", data: Sequences) -> NormalWishart:
-    d, rows = part.dim, data.y.reshape(-1, part.dim)
-    present = data.present
-    if present is not None:
-        rows = rows[(present if present.dim() == 2 else present.all(-1)).reshape(-1)]
+    d, rows = part.dim, whole_rows(data.y, data.present)
     if len(rows) < 2 and (by.mean is None or by.scale is None):
         raise StatespanError("VI: fewer than two whole observations; give mean= and scale=")
     freedom = float(d + 2 if by.freedom is None else by.freedom)

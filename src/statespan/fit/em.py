@@ -12,7 +12,7 @@ from statespan.fit.degenerate import at_bounds, unused_states
 from statespan.fit.fitting import Fitter, adam, restart
 from statespan.kernels.lanes import each, one_thread
 from statespan.method import Method, Statistics, closed_parts, run, total, weighted
-from statespan.sequences import Sequences
+from statespan.sequences import Sequences, any_of
 from statespan.tree import add
 from statespan.verbs import choose
 
@@ -48,6 +48,10 @@ class EM(Fitter):
         learning_rate: of those steps (Adam).
         callback: called after each iteration with its number, from 1, and what `history` got, the value before it.
         method: of the E-step, such as `Checkpointed()`; None is the model's own.
+
+    Raises:
+        StatespanError: fewer than one iteration; in a fit, an observation that the model gives probability zero, or a
+            method without an E-step.
 
     Source:
         Baum et al. 1970; Dempster, Laird and Rubin 1977; counts as gradients: Eisner 2016.
@@ -178,7 +182,7 @@ def observations(data: Sequences) -> int:
     present = data.present
     if present is None:
         return data.shape[0] * data.shape[1]
-    return int((present if present.dim() == 2 else present.any(-1)).sum())
+    return int(any_of(present).sum())
 
 
 @one_thread()

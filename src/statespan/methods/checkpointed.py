@@ -12,7 +12,16 @@ from torch.utils.checkpoint import checkpoint
 from statespan.belief import Discrete, with_fed
 from statespan.errors import StatespanError
 from statespan.method import Expected, Method, Prepared, Trace, register, run
-from statespan.methods.finite import ACCEPTS, Constants, Moves, look_back, refuse_gaps, refuse_runs, told_apart
+from statespan.methods.finite import (
+    ACCEPTS,
+    Constants,
+    Moves,
+    finite_moves,
+    look_back,
+    refuse_gaps,
+    refuse_runs,
+    told_apart,
+)
 from statespan.methods.forward import Forward, statistics_of
 from statespan.part import FiniteTransition
 from statespan.sequences import Sequences
@@ -98,9 +107,7 @@ class Checkpointed(Method):
             StatespanError: a model whose moves see past observations.
         """
         _of_states(model)
-        tables = model.transition.tables(data.u, constants.transition)
-        moves = Moves(model.initial.given(data.u, constants.initial), tables, Shared(constants.average))
-        return moves, Later(Shared(constants), Shared(data))
+        return finite_moves(model, constants, data), Later(Shared(constants), Shared(data))
 
     def init(self, model: Any, move: Moves, batch: int) -> Discrete:
         """The initial distribution."""

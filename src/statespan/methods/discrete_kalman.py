@@ -14,7 +14,7 @@ from statespan.methods.updates import LaplaceApproximation, Seen, Update, spread
 from statespan.part import Affine, GaussianInitial, LinearPart
 from statespan.parts.generalised import PredictedEmission
 from statespan.parts.linear import apply, inverse, lower, upright
-from statespan.sequences import Sequences
+from statespan.sequences import Sequences, any_of
 from statespan.shapes import Float
 from statespan.tree import Shared, Tree
 
@@ -183,7 +183,7 @@ class DiscreteKalman(Method):
             points = spread_points(mean.shape[-1], mean)
             z = mean[..., None, :] + points.at @ scale.mT
             there = data.present
-            some = weights if there is None else weights * (there if there.dim() == 2 else there.any(-1))
+            some = weights if there is None else weights * any_of(there)
             y = prepared.likelihoods.y
             seen = model.emission.statistics(z, points.mean, y, there, data.u, some)
         return Expected(known.log_prob, Statistics(first, later, seen))

@@ -1,16 +1,19 @@
 """What the finite-state methods share: their tables, moves and likelihoods."""
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from statespan.errors import StatespanError
+from statespan.method import Prepared, Step
 from statespan.part import FiniteEmission, FiniteInitial, FiniteTransition, scaled
-from statespan.sequences import Sequences
-from statespan.tree import Lazy, Shared, Tree
+from statespan.sequences import Sequences, all_of, any_of
+from statespan.tree import Lazy, Shared, Tree, unstack
 
 ACCEPTS = (FiniteInitial, FiniteTransition, FiniteEmission)
 
@@ -56,6 +59,11 @@ class Likelihood(NamedTuple):
     log: Shared | None = None
     """What makes log p(y_t | z_t = k) itself, where its exponential will not do; None: `value` is all there is."""
 
+    @staticmethod
+    def of(log: Tensor) -> "Likelihood":
+        """From log p(y_t | z_t = k), (T, B, K)."""
+        return Likelihood(*scaled(log), None, Shared(partial(_same, log)))
+
     @property
     def leaf(self) -> Tensor:
         """What the posterior is a gradient by."""
@@ -79,6 +87,34 @@ class Likelihood(NamedTuple):
         if self.log is None:
             return self.logs
         return self.log.value().double()
+
+
+def _same(log: Tensor) -> Tensor:
+    return log
+
+
+class OneChain(NamedTuple):
+    """A chain inside another model, as a model of its own as far as a method asks."""
+
+    initial: Any
+    transition: Any
+
+
+class LastTime:
+    """Where the E-steps of a method were, by model and data: the next goes on from there, or EM could fall.
+
+    What was remembered is not copied, nor sent to another process.
+    """
+
+    def __init__(self) -> None:
+        self._models: weakref.WeakKeyDictionary[Any, WeakTensorKeyDictionary] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, tuple]:
+        return LastTime, ()
+
+    def of(self, model: Any) -> WeakTensorKeyDictionary:
+        """What is remembered of this model, by the observations."""
+        return self._models.setdefault(model, WeakTensorKeyDictionary())
 
 
 def prepare_likelihood(model: Any, constants: Constants, data: Sequences) -> Likelihood:
@@ -144,7 +180,7 @@ def look_back(model: Any, data: Sequences) -> tuple[Tree, Tensor | None, tuple[T
         StatespanError: a gap that a later observation looks back on.
     """
     observed, lags = data.observed, model.emission.lags
-    there = observed if observed is None or observed.dim() == 2 else observed.any(-1)
+    there = None if observed is None else any_of(observed)
     if not lags or data.y is None:
         return data.u, there, None
     length, batch = data.shape
@@ -168,7 +204,7 @@ def refuse_runs(data: Sequences, lags: int) -> None:
     """Refuse to fill a gap whose own past is a gap."""
     if data.observed is None:
         return
-    gone = (~data.observed if data.observed.dim() == 2 else (~data.observed).any(-1)) & data.within
+    gone = ~all_of(data.observed) & data.within
     for j in range(1, min(lags, len(gone) - 1) + 1):
         bad = gone[:-j] & gone[j:]
         if bool(bad.any()):
@@ -181,8 +217,7 @@ def refuse_runs(data: Sequences, lags: int) -> None:
 
 def _whole(data: Sequences) -> Tensor:
     """(T, B) where nothing of an observation is missing."""
-    there = torch.ones_like(data.within) if data.observed is None else data.observed
-    return there if there.dim() == 2 else there.all(-1)
+    return torch.ones_like(data.within) if data.observed is None else all_of(data.observed)
 
 
 def refuse_gaps(data: Sequences, lags: int) -> None:
@@ -201,6 +236,41 @@ def refuse_gaps(data: Sequences, lags: int) -> None:
                 f"sequence {b}, step {t} is missing, and the emission of step {t + j} looks back on it; fill the gap "
                 "first, or cut the sequence there"
             )
+
+
+def table_of(model: Any, fed: Fed | None, move: Moves) -> Tensor:
+    """The matrix of one move, (K, K) or (B, K, K); after a missing symbol the averaged one."""
+    table = model.transition.dense(move.tables, None if fed is None else fed.value)
+    if fed is None or fed.observed is None:
+        return table
+    average: Any = move.average
+    return torch.where(fed.observed[:, None, None], table, average.value)
+
+
+def neighbours(
+    model: Any,
+    prepared: Prepared,
+    steps: Sequence[Step],
+    smoothed: Tensor,
+    joint: Callable[[Any, Moves, Tensor], Tensor],
+) -> Tensor:
+    """p(z_t = i, z_{t+1} = j | y) of the public states, (T - 1, B, K, K), zero past each end.
+
+    Args:
+        model: a finite state space.
+        prepared: what the filter read.
+        steps: what it gave.
+        smoothed: what is known of each state in hindsight, (T, B, K), in the terms of `joint`.
+        joint: from the filtered belief, the move out of it and what is known of the next state to their joint law.
+    """
+    transition, pairs = model.transition, []
+    for t, (step, move) in enumerate(zip(steps[:-1], unstack(prepared.moves, len(steps))[1:], strict=True)):
+        pair = joint(step.filtered, move, smoothed[t + 1])
+        if prepared.lengths is not None:
+            pair = torch.where((prepared.lengths - 1 > t)[:, None, None], pair, 0.0)
+        pairs.append(public(transition, public(transition, pair).mT).mT)
+    blank = smoothed.new_zeros(0, smoothed.shape[1], *[transition.public_states] * 2)
+    return torch.stack(pairs) if pairs else blank
 
 
 def public(transition: Any, probs: Tensor) -> Tensor:

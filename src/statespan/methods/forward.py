@@ -33,15 +33,17 @@ from statespan.methods.finite import (
     finite_constants,
     finite_prepare,
     look_back,
+    neighbours,
     public,
     refuse_runs,
+    table_of,
     told_apart,
 )
 from statespan.methods.logarithms import LogForward, in_logarithms, joined, lost, parted, plain
 from statespan.methods.max_product import MaxProduct
 from statespan.sequences import Sequences
 from statespan.shapes import Float
-from statespan.tree import Shared, Tree, leaves, replace_leaves, tree_map, unstack
+from statespan.tree import Shared, Tree, leaves, replace_leaves, tree_map
 
 
 class Forward(Method):
@@ -122,8 +124,7 @@ class Forward(Method):
         keep = frozenset(name for name in Trace._fields if getattr(trace, name) is not None)
 
         def again(method: Method, some: Prepared, before: Any, shape: tuple[int, int]) -> Trace:
-            device = trace.log_prob.device if trace.log_prob is not None else which.device
-            return fastest(model, method, some, device, shape, before, keep, keep, kernel)
+            return fastest(model, method, some, which.device, shape, before, keep, keep, kernel)
 
         pieces, order = parted(self, prepared, belief, which, again)
         dtype = prepared.likelihoods.value.dtype
@@ -168,22 +169,15 @@ class Forward(Method):
             found, dtype = method.hindsight(model, careful, before, data, pairs=True), prepared.likelihoods.value.dtype
             return Hindsight(plain(found.smoothed, dtype), found.log_prob, tree_map(lambda x: x.to(dtype), found.pairs))
         smoothed = self.smooth(model, prepared, belief, shape).probs
-        steps = [step.filtered for step in kept]
-        pairs, moves = [], unstack(prepared.moves, shape[0])
-        for t, (now, move) in enumerate(zip(steps[:-1], moves[1:], strict=True)):
+
+        def joint(now: Any, move: Moves, later: Tensor) -> Tensor:
             predicted = self.predict(model, now, move).state.probs
-            ratio = torch.where(predicted > 0, smoothed[t + 1] / predicted.clamp_min(1e-300), 0.0)
-            table = model.transition.dense(move.tables, None if now.fed is None else now.fed.value)
-            if now.fed is not None and now.fed.observed is not None:
-                average: Any = move.average
-                table = torch.where(now.fed.observed[:, None, None], table, average.value)
-            joint = now.state.probs[:, :, None] * table * ratio[:, None]
-            if prepared.lengths is not None:
-                joint = torch.where((prepared.lengths - 1 > t)[:, None, None], joint, 0.0)
-            pairs.append(public(model.transition, public(model.transition, joint).mT).mT)
-        blank = smoothed.new_zeros(0, shape[1], *[model.transition.public_states] * 2)
+            ratio = torch.where(predicted > 0, later / predicted.clamp_min(1e-300), 0.0)
+            return now.state.probs[:, :, None] * table_of(model, now.fed, move) * ratio[:, None]
+
+        pairs = neighbours(model, prepared, kept, smoothed, joint)
         log_prob = log_prob if data.lengths is None else torch.where(data.within, log_prob, 0.0)
-        return Hindsight(Discrete(smoothed), log_prob, torch.stack(pairs) if pairs else blank)
+        return Hindsight(Discrete(smoothed), log_prob, pairs)
 
     def backward(self, model: Any, belief: Any, move: Moves, later: Any) -> Any:
         """s_t times A (later / predicted): smoothed, or p(z_t | z_{t+1}, y_<=t) when `later` is one-hot."""

@@ -17,7 +17,8 @@ from statespan.methods.finite import (
     Moves,
     finite_constants,
     finite_prepare,
-    public,
+    neighbours,
+    table_of,
 )
 from statespan.sequences import Sequences
 from statespan.tree import Shared, Tree, leaves, rebuild, replace_leaves, stack, tree_map, unstack
@@ -136,7 +137,7 @@ class LogForward(Method):
     def predict(self, model: Any, belief: Any, move: Moves) -> Any:
         """Log of P A; after a missing symbol by the averaged table."""
         before, fed = log_state(belief), belief.fed
-        moved = LogDiscrete((before[:, :, None] + _table(model, fed, move)).logsumexp(1))
+        moved = LogDiscrete((before[:, :, None] + _log_table(model, fed, move)).logsumexp(1))
         return with_fed(moved, None if fed is None or fed.recent is None else Fed(None, None, fed.recent))
 
     def update(self, model: Any, belief: Any, likelihood: LogLikelihood) -> tuple[Any, Tensor]:
@@ -151,7 +152,7 @@ class LogForward(Method):
         """Log s_t plus log of A (later / predicted)."""
         predicted = self.predict(model, belief, move).state.log_probs
         ratio = torch.where(predicted > LOWEST / 2, log_state(later) - predicted, LOWEST)
-        pulled = (_table(model, belief.fed, move) + ratio[:, None, :]).logsumexp(2)
+        pulled = (_log_table(model, belief.fed, move) + ratio[:, None, :]).logsumexp(2)
         return with_fed(LogDiscrete((log_state(belief) + pulled).log_softmax(-1)), belief.fed)
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> LogDiscrete:
@@ -166,16 +167,12 @@ class LogForward(Method):
         return Hindsight(smoothed, log_prob, self._pairs(model, prepared, smoothed, steps) if pairs else None)
 
     def _pairs(self, model: Any, prepared: Prepared, smoothed: LogDiscrete, steps: list[Step]) -> Tensor:
-        pairs, moves = [], unstack(prepared.moves, len(steps))
-        for t, (now, move) in enumerate(zip([step.filtered for step in steps[:-1]], moves[1:], strict=True)):
+        def joint(now: Any, move: Moves, later: Tensor) -> Tensor:
             predicted = self.predict(model, now, move).state.log_probs
-            ratio = torch.where(predicted > LOWEST / 2, smoothed.log_probs[t + 1] - predicted, LOWEST)
-            joint = (log_state(now)[:, :, None] + _table(model, now.fed, move) + ratio[:, None]).exp()
-            if prepared.lengths is not None:
-                joint = torch.where((prepared.lengths - 1 > t)[:, None, None], joint, 0.0)
-            pairs.append(public(model.transition, public(model.transition, joint).mT).mT)
-        blank = smoothed.log_probs.new_zeros(0, smoothed.log_probs.shape[1], *[model.transition.public_states] * 2)
-        return torch.stack(pairs) if pairs else blank
+            ratio = torch.where(predicted > LOWEST / 2, later - predicted, LOWEST)
+            return (log_state(now)[:, :, None] + _log_table(model, now.fed, move) + ratio[:, None]).exp()
+
+        return neighbours(model, prepared, steps, smoothed.log_probs, joint)
 
     def _walk(
         self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]
@@ -228,13 +225,9 @@ def logarithms(likelihood: Likelihood) -> LogLikelihood:
     return LogLikelihood(likelihood.exactly().nan_to_num(neginf=LOWEST), likelihood.fed)
 
 
-def _table(model: Any, fed: Any, move: Moves) -> Tensor:
+def _log_table(model: Any, fed: Any, move: Moves) -> Tensor:
     """Log A, (K, K) or (B, K, K)."""
-    table = model.transition.dense(move.tables, None if fed is None else fed.value)
-    if fed is not None and fed.observed is not None:
-        average: Any = move.average
-        table = torch.where(fed.observed[:, None, None], table, average.value)
-    return safe_log(table)
+    return safe_log(table_of(model, fed, move))
 
 
 # ------------------------------------------------------------------------------------- what Forward hands over

@@ -9,7 +9,7 @@ from statespan.belief import Best, with_fed
 from statespan.errors import StatespanError
 from statespan.kernels.lanes import kernels_alone
 from statespan.method import Method, Prepared, Trace, prepare, run
-from statespan.methods.finite import ACCEPTS, Constants, Moves, finite_constants, finite_moves
+from statespan.methods.finite import ACCEPTS, Constants, Moves, finite_constants, finite_moves, table_of
 from statespan.methods.rows import Rows, prepare_rows
 from statespan.part import best_ways
 from statespan.sequences import Sequences
@@ -72,9 +72,7 @@ class MaxProduct(Method):
         score, fed = belief.state.score, belief.fed
         if fed is None or fed.observed is None or bool(fed.observed.all()):
             return Best(*model.transition.best(score, move.tables, None if fed is None else fed.value))
-        average: Any = move.average
-        table = model.transition.dense(move.tables, fed.value)
-        return Best(*best_ways(score, torch.where(fed.observed[:, None, None], table, average.value)))
+        return Best(*best_ways(score, table_of(model, fed, move)))
 
     def update(self, model: Any, belief: Best, likelihood: Rows) -> tuple[Any, Tensor | None]:
         """Add the log-likelihood."""

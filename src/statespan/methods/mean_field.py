@@ -1,13 +1,10 @@
 """An answer for many chains seen together, whose joint states are too many: each chain as if the others were known."""
 
-import weakref
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from statespan.belief import Discrete
 from statespan.errors import StatespanError
@@ -22,13 +19,13 @@ from statespan.method import (
     register,
     run,
 )
-from statespan.methods.finite import Likelihood, Moves
+from statespan.methods.finite import LastTime, Likelihood, Moves, OneChain
 from statespan.methods.forward import Forward, expectations
 from statespan.methods.max_product import MaxProduct
 from statespan.methods.rows import Rows
-from statespan.part import AdditiveEmission, scaled
+from statespan.part import AdditiveEmission
 from statespan.parts.factorial import Factorial, FactorialStart
-from statespan.sequences import Sequences
+from statespan.sequences import Sequences, any_of
 from statespan.shapes import Float, Int
 from statespan.tree import Shared, Tree
 
@@ -86,13 +83,6 @@ class _Constants(NamedTuple):
     emission: Tree
 
 
-class _Chain(NamedTuple):
-    """One chain as a model, as far as `Forward` asks."""
-
-    initial: Any
-    transition: Any
-
-
 class StructuredMeanField(Method):
     r"""For a factorial chain: the posterior as a product over chains, each a hidden Markov chain of its own.
 
@@ -129,12 +119,7 @@ class StructuredMeanField(Method):
         if not isinstance(iterations, int) or iterations < 1:
             raise StatespanError(f"StructuredMeanField(iterations={iterations!r}): use a whole number, at least one")
         self.iterations, self.tolerance, self.whole = iterations, tolerance, Forward()
-        # Where q was for a model and its data: the next E-step goes on from there, or EM could fall.
-        self._settled: weakref.WeakKeyDictionary[Any, WeakTensorKeyDictionary] = weakref.WeakKeyDictionary()
-
-    def __reduce__(self) -> tuple[Any, tuple[int, float]]:
-        """As made: what was remembered is not copied or sent to another process."""
-        return StructuredMeanField, (self.iterations, self.tolerance)
+        self._settled = LastTime()
 
     def exact(self, model: Any) -> bool:
         """Never said to be."""
@@ -199,8 +184,7 @@ class StructuredMeanField(Method):
         present = data.present
         if present is None:
             return log
-        there = present if present.dim() == 2 else present.any(-1)
-        return torch.where(there[..., None], log, 0.0)
+        return torch.where(any_of(present)[..., None], log, 0.0)
 
     def _settle(
         self, model: Any, moves: tuple[Moves, ...], evidence: Tree, data: Sequences, first: list[Tensor] | None
@@ -218,7 +202,7 @@ class StructuredMeanField(Method):
             moved = 0.0
             for c in range(len(sizes)):
                 logs[c] = self._log(model, c, smoothed, evidence, data)
-                prepared = Prepared(moves[c], _likelihood(logs[c]), data.lengths)
+                prepared = Prepared(moves[c], Likelihood.of(logs[c]), data.lengths)
                 new, _, _ = expectations(_chain(model, c), self.whole, prepared, None, data.shape, counting=False)
                 moved = max(moved, float((new - smoothed[c]).abs().max()))
                 smoothed[c] = new
@@ -236,7 +220,7 @@ class StructuredMeanField(Method):
         seen = (smoothed[-1] * self._log(model, len(logs) - 1, smoothed, evidence, data)).sum(-1)
         said = [(q * log).sum(-1) for q, log in zip(smoothed, logs, strict=True)]
         rest = seen.double() - torch.stack(said).double().sum(0)
-        return Fields(tuple(_likelihood(log) for log in logs), rest, tuple(smoothed))
+        return Fields(tuple(Likelihood.of(log) for log in logs), rest, tuple(smoothed))
 
     def init(self, model: Any, move: tuple[Moves, ...], batch: int) -> Apart:
         """Each chain's start."""
@@ -300,7 +284,7 @@ class StructuredMeanField(Method):
 
     def expect(self, model: Any, constants: _Constants, data: Sequences) -> Expected:
         """Sums under q, which goes on from where the last E-step on the same model and data left it."""
-        before = self._settled.setdefault(model, WeakTensorKeyDictionary())
+        before = self._settled.of(model)
         with torch.no_grad():
             moves = self._moves(model, constants, data)
             evidence = model.emission.evidence(data.y, data.u, data.present, constants.emission)
@@ -322,7 +306,7 @@ class StructuredMeanField(Method):
         """Sums for the parts that have a closed form."""
         weight = data.within.to(smoothed[0])
         if data.observed is not None:
-            weight = weight * (data.observed if data.observed.dim() == 2 else data.observed.any(-1))
+            weight = weight * any_of(data.observed)
         weight = weight if data.weights is None else weight * data.weights
         weight = weight if data.powers is None else weight * data.powers
         initial, transition, emission = closed_parts(model)
@@ -334,16 +318,8 @@ class StructuredMeanField(Method):
             )
 
 
-def _likelihood(log: Tensor) -> Likelihood:
-    return Likelihood(*scaled(log), None, Shared(partial(_same, log)))
-
-
-def _same(log: Tensor) -> Tensor:
-    return log
-
-
 def _chain(model: Any, c: int) -> Any:
-    return _Chain(model.initial.starts[c], model.transition.chains[c])
+    return OneChain(model.initial.starts[c], model.transition.chains[c])
 
 
 @register(StructuredMeanField, Factorial, keeps=("last", "filtered", "predicted", "log_prob"), devices=("cpu", "cuda"))

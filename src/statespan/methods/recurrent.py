@@ -11,7 +11,7 @@ from statespan.method import Method, Prepared, Trace, run
 from statespan.part import CellEmission, CellInitial, CellTransition
 from statespan.sequences import Sequences
 from statespan.shapes import Float
-from statespan.tree import Shared, Tree, tree_map
+from statespan.tree import Shared, Tree, leaves, tree_map
 
 
 class Constants(NamedTuple):
@@ -100,7 +100,7 @@ class Recurrent(Method):
         if likelihood.observed is not None and not bool(likelihood.observed.all()):
             there = likelihood.observed
             constants: Any = likelihood.constants
-            prediction = model.emission.predict(_vector(value), constants.emission)
+            prediction = model.emission.predict(_vector(belief), constants.emission)
             mean = model.transition.missing(prediction, constants.transition)
             fed = tree_map(lambda x, m: torch.where(there.view(-1, *[1] * (x.dim() - 1)), x, m), fed, mean)
         state = model.transition.absorb(value, fed)
@@ -108,7 +108,7 @@ class Recurrent(Method):
 
     def score(self, model: Any, prepared: Prepared, trace: Trace, data: Sequences) -> Float[Tensor, "T B"]:
         """Log p(y_t | y_<t) for all t at once, zero where nothing is observed."""
-        state, constants = _vector(_value(trace.predicted)), prepared.moves.constants.value
+        state, constants = _vector(trace.predicted), prepared.moves.constants.value
         if data.y is None:
             return state.new_zeros(data.shape, dtype=torch.float64)
         log_prob = model.emission.log_prob(state, data.y, constants.emission).double()
@@ -145,7 +145,7 @@ class Recurrent(Method):
 
     def emit(self, model: Any, constants: Constants, belief: Any, u: Tree) -> Distribution:
         """The emission of the state."""
-        return model.emission.predict(_vector(_value(belief)), constants.emission)
+        return model.emission.predict(_vector(belief), constants.emission)
 
 
 def _value(belief: Any) -> Tree:
@@ -153,8 +153,6 @@ def _value(belief: Any) -> Tree:
     return belief.state[0]
 
 
-def _vector(state: Tree) -> Tensor:
+def _vector(belief: Any) -> Tensor:
     """What the network puts out: for a tuple its first (an LSTM's h)."""
-    while isinstance(state, tuple):
-        state = state[0]
-    return state
+    return leaves(_value(belief))[0]

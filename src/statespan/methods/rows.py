@@ -7,7 +7,7 @@ from torch import Tensor
 
 from statespan.kernels.lanes import each, pieces
 from statespan.methods.finite import Constants, Fed, prepare_likelihood
-from statespan.sequences import Sequences
+from statespan.sequences import Sequences, any_of
 from statespan.tree import Shared
 
 PIECE = 2**18
@@ -45,7 +45,7 @@ def prepare_rows(model: Any, constants: Constants, data: Sequences) -> Rows:
     else:
         rows, index = _packed(emission, constants, data)
     if data.observed is not None:
-        there = data.observed if data.observed.dim() == 2 else data.observed.any(-1)
+        there = any_of(data.observed)
         rows, index = torch.cat([rows, rows.new_zeros(1, rows.shape[1])]), torch.where(there, index, len(rows))
     owners = None if emission.expanded else model.transition.owners
     return Rows(Shared(rows if owners is None else rows[:, owners]), index, None)

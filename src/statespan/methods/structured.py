@@ -1,22 +1,19 @@
 """The E-step of switching linear models: a posterior of the vectors times one of the regimes, each exact in itself."""
 
 import math
-import weakref
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from statespan.belief import Gaussian
 from statespan.errors import StatespanError
 from statespan.method import Expected, Hindsight, Method, Prepared, Statistics, closed_parts
-from statespan.methods.finite import Likelihood, excluded_states
+from statespan.methods.finite import LastTime, Likelihood, OneChain, excluded_states
 from statespan.methods.finite import Moves as Jumps
 from statespan.methods.forward import Forward, expectations
 from statespan.methods.kalman import Kalman, Observation, complete
-from statespan.part import Affine, scaled
+from statespan.part import Affine
 from statespan.parts.inputs import SoftmaxTransition
 from statespan.parts.linear import lower
 from statespan.sequences import Sequences
@@ -60,13 +57,6 @@ class Settled(NamedTuple):
     mean: Tensor | None
 
 
-class _Chain(NamedTuple):
-    """A model as far as a method asks."""
-
-    initial: Any
-    transition: Any
-
-
 class StructuredPosterior:
     r"""q(z) q(s) in place of p(z, s | y): a Gaussian chain and a chain of regimes, each the best for the other.
 
@@ -93,11 +83,7 @@ class StructuredPosterior:
 
     def __init__(self, sweeps: int = 10, tolerance: float = 1e-4):
         self.sweeps, self.tolerance = sweeps, tolerance
-        self._settled: weakref.WeakKeyDictionary[Any, WeakTensorKeyDictionary] = weakref.WeakKeyDictionary()
-
-    def __reduce__(self) -> tuple[Any, tuple[int, float]]:
-        """As made: what was remembered is not copied or sent to another process."""
-        return StructuredPosterior, (self.sweeps, self.tolerance)
+        self._settled = LastTime()
 
     @torch.no_grad()
     def expect(self, model: Any, constants: Tree, data: Sequences, method: Method, seen: Observation) -> Expected:
@@ -110,7 +96,7 @@ class StructuredPosterior:
             method: a filter, whose smoothed regimes are where the first E-step starts.
             seen: the observations in every regime, their gaps taken out.
         """
-        before = self._settled.setdefault(model, WeakTensorKeyDictionary())
+        before = self._settled.of(model)
         settled = before.get(data.y)
         if settled is None:
             prepared = Prepared(*method.prepare(model, constants, data), data.lengths)
@@ -151,16 +137,15 @@ class StructuredPosterior:
         if data.states is not None:
             log = log.masked_fill(excluded_states(data.states, model.transition.states), -torch.inf)
         if model.transition.recurrent:
-            chain = _Chain(model.initial.chain, SoftmaxTransition())  # whose tables are each step's own
+            chain = OneChain(model.initial.chain, SoftmaxTransition())  # whose tables are each step's own
             table, loss = model.transition.bound(vectors.mean[:-1], vectors.scale[:-1] @ vectors.scale[:-1].mT)
             tables = torch.cat([torch.ones_like(table[:1]) if len(table) else log.new_ones(1, 1, 1, 1), table])
             log = log - torch.cat([torch.where(data.within[1:, :, None], loss, 0.0), torch.zeros_like(log[:1])])
         else:
-            chain = _Chain(model.initial.chain, model.transition.chain)
+            chain = OneChain(model.initial.chain, model.transition.chain)
             tables = model.transition.tables(data.u, constants[1])
         moves = Jumps(chain.initial.given(data.u, constants[0]), tables, Shared(None))
-        likelihood = Likelihood(*scaled(log), None, Shared(partial(_same, log)))
-        prepared = Prepared(moves, likelihood, data.lengths)
+        prepared = Prepared(moves, Likelihood.of(log), data.lengths)
         return expectations(chain, Forward(), prepared, None, data.shape, weights, counting)
 
 
@@ -170,10 +155,6 @@ def _first(model: Any, known: Hindsight) -> Settled:
     if not model.transition.recurrent:
         return Settled(regimes.probs, None, None)
     return Settled(regimes.probs, known.pairs, regimes.summary()["mean"][:-1])
-
-
-def _same(log: Tensor) -> Tensor:
-    return log
 
 
 def _whitened(scale: Tensor, matrix: Tensor, y: Tensor, place: str) -> Rows:
@@ -254,7 +235,7 @@ def _vectors(model: Any, equations: Equations, settled: Settled, data: Sequences
     none = torch.zeros((), dtype=torch.float64, device=rows.device)
     told = Observation(rows[..., -1], rows[..., :-1], Shared(noise), Shared(none))
     nowhere = Gaussian(rows.new_zeros(batch, dim), rows.new_zeros(batch, dim, dim))
-    chain, blank = _Chain(None, model.transition.dynamics[0]), Sequences(observed=within, lengths=data.lengths)
+    chain, blank = OneChain(None, model.transition.dynamics[0]), Sequences(observed=within, lengths=data.lengths)
     known = Kalman().hindsight(chain, Prepared(affine, told, data.lengths), nowhere, blank, pairs=True)
     assert known.pairs is not None
     inside = within[..., None, None]  # past its end a sequence has nothing to say, and no moments

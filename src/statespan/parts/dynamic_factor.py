@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from statespan.belief import Gaussian
 from statespan.part import Affine, GaussianInitial, LinearPart, Part
 from statespan.parts.climb import climb
+from statespan.parts.emissions.common import standardised
 from statespan.parts.gaussian_initial import Moments, stationary
 from statespan.parts.linear import Regression
 from statespan.sequences import Event
@@ -113,8 +114,7 @@ class FactorStart(Part, GaussianInitial):
 
     def statistics(self, z: Tensor, spread: Tensor, weights: Tensor) -> Moments:
         """Expected sums over sequences."""
-        weight = weights[:, None]
-        return Moments(weights.sum(), (weight * z).sum(0), z.mT @ (weight * z) + spread)
+        return Moments.of(z, spread, weights)
 
     @torch.no_grad()
     def maximize_with(self, stats: Moments, moves: Regression) -> None:
@@ -240,15 +240,7 @@ class LoadingsAndErrors(Part, LinearPart):
 
 def principal(y: Tensor, observed: Tensor | None, factors: int) -> tuple[Tensor, Tensor, Tensor]:
     """Means and deviations of the columns (E,), and loadings (E, q) of the first principal components."""
-    rows = y.flatten(0, -2)
-    there = torch.ones_like(rows, dtype=torch.bool)
-    if observed is not None:
-        there = (observed if observed.dim() == y.dim() else observed[..., None]).expand_as(y).flatten(0, -2)
-    count = there.sum(0).clamp_min(1)
-    mean = torch.where(there, rows, 0.0).sum(0) / count
-    centred = torch.where(there, rows - mean, 0.0)
-    deviation = (centred.square().sum(0) / count).sqrt().clamp_min(1e-12)
-    white = centred / deviation
+    white, _, mean, deviation = standardised(y, observed)
     values, vectors = torch.linalg.eigh(white.mT @ white / len(white))
     values, vectors = values.flip(-1)[:factors], vectors.flip(-1)[:, :factors]
     return mean, deviation, vectors * values.clamp_min(0).sqrt()

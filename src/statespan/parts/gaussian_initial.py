@@ -23,12 +23,21 @@ class Moments(NamedTuple):
     first: Tensor
     second: Tensor
 
+    @staticmethod
+    def of(z: Tensor, spread: Tensor, weights: Tensor) -> "Moments":
+        """From posterior means (B, D), the sum of covariances (D, D), each times its weight, and the weights (B,)."""
+        weight = weights[:, None]
+        return Moments(weights.sum(), (weight * z).sum(0), z.mT @ (weight * z) + spread)
+
 
 class NormalStart(Part, GaussianInitial, Generative):
     r"""z_1 ~ N(mean, scale scale').
 
     Args:
         dim: D.
+
+    Source:
+        Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, section 6.3.
 
     Example:
         >>> NormalStart(2).covariance.tolist()
@@ -56,8 +65,7 @@ class NormalStart(Part, GaussianInitial, Generative):
 
     def statistics(self, z: Tensor, spread: Tensor, weights: Tensor) -> Moments:
         """Expected sums over sequences: posterior means (B, D), the sum of covariances (D, D), weights (B,)."""
-        weight = weights[:, None]
-        return Moments(weights.sum(), (weight * z).sum(0), z.mT @ (weight * z) + spread)
+        return Moments.of(z, spread, weights)
 
     @torch.no_grad()
     def maximize(self, stats: Moments) -> None:

@@ -11,6 +11,7 @@ from torch.distributions import Poisson as PoissonDistribution
 
 from statespan.errors import StatespanError
 from statespan.part import AdditiveEmission, Generative, Part
+from statespan.parts.emissions.common import whole_rows
 from statespan.parts.emissions.counts import COUNTS
 from statespan.parts.emissions.normal import floored, patterns
 from statespan.sequences import Event
@@ -301,9 +302,7 @@ class AdditiveGaussian(AdditiveEmission, Part, Generative):
     @torch.no_grad()
     def begin(self, y: Tensor, u: Tree, observed: Tensor | None) -> None:
         """A start for EM from the data: chance contributions that together spread as the data do, about their mean."""
-        points = y.reshape(-1, self.dim)
-        if observed is not None:
-            points = points[(observed if observed.dim() == 2 else observed.all(-1)).reshape(-1)]
+        points = whole_rows(y, observed)
         if len(points) < 2:
             return
         centred, chains = points - points.mean(0), len(self.sizes)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from statespan.errors import StatespanError
+from statespan.sequences import all_of
 
 
 def known(y: Tensor, observed: Tensor | None, neutral: float) -> tuple[Tensor, Tensor | None]:
@@ -88,8 +89,17 @@ def spread_out(points: Tensor, states: int) -> tuple[Tensor, Tensor]:
     return points[chosen], nearest
 
 
-def first_weights(y: Tensor, observed: Tensor | None, states: int) -> Tensor:
-    """Weights (T, B, K) to start EM from: most of each row on the nearest of K rows far apart; zero if missing."""
+def whole_rows(y: Tensor, observed: Tensor | None) -> Tensor:
+    """The observations of which nothing is missing, (N, D)."""
+    rows = y.reshape(-1, y.shape[-1])
+    return rows if observed is None else rows[all_of(observed).reshape(-1)]
+
+
+def standardised(y: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All rows (N, D) less the means of the columns and over their deviations, zero where missing.
+
+    With them come what of them is there (N, D), the means and the deviations, (D,).
+    """
     rows = y.reshape(-1, y.shape[-1])
     there = torch.ones_like(rows, dtype=torch.bool)
     if observed is not None:
@@ -97,11 +107,17 @@ def first_weights(y: Tensor, observed: Tensor | None, states: int) -> Tensor:
     count = there.sum(0).clamp_min(1)
     mean = torch.where(there, rows, 0.0).sum(0) / count
     centred = torch.where(there, rows - mean, 0.0)
-    centred = centred / (centred.square().sum(0) / count).sqrt().clamp_min(torch.finfo(rows.dtype).tiny)
+    deviation = (centred.square().sum(0) / count).sqrt().clamp_min(torch.finfo(rows.dtype).tiny)
+    return centred / deviation, there, mean, deviation
+
+
+def first_weights(y: Tensor, observed: Tensor | None, states: int) -> Tensor:
+    """Weights (T, B, K) to start EM from: most of each row on the nearest of K rows far apart; zero if missing."""
+    rows, there, _, _ = standardised(y, observed)
     some = there.any(-1)
     nearest = torch.zeros(len(rows), dtype=torch.long, device=y.device)
     if bool(some.any()):
-        nearest[some] = spread_out(centred[some], states)[1]
+        nearest[some] = spread_out(rows[some], states)[1]
     weights = 0.8 * torch.nn.functional.one_hot(nearest, states).to(y) + 0.2 / states
     return torch.where(some[:, None], weights, 0.0).view(*y.shape[:-1], states)
 

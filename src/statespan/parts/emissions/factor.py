@@ -9,7 +9,7 @@ from torch.distributions import Distribution, LowRankMultivariateNormal
 
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, Generative, Part, positive
-from statespan.parts.emissions.common import spread_out
+from statespan.parts.emissions.common import spread_out, whole_rows
 from statespan.parts.emissions.normal import completed, log_normal
 from statespan.sequences import Event
 from statespan.shapes import Float
@@ -160,9 +160,7 @@ class FactorGaussian(Part, FiniteEmission, Generative):
     @torch.no_grad()
     def begin(self, y: Tensor, u: Tree, observed: Tensor | None) -> None:
         """A start for EM from the data: means at rows far apart (k-means++), the overall principal axes."""
-        points = y.reshape(-1, self.dim)
-        if observed is not None:
-            points = points[(observed if observed.dim() == 2 else observed.all(-1)).reshape(-1)]
+        points = whole_rows(y, observed)
         if len(points) < 2:
             return
         centred = points - points.mean(0)

@@ -11,8 +11,8 @@ from torch.distributions import MultivariateNormal
 from statespan.errors import StatespanError
 from statespan.kernels import diagonal_normal
 from statespan.part import FiniteEmission, Generative, Part
-from statespan.parts.emissions.common import spread_out
-from statespan.parts.emissions.normal import floored
+from statespan.parts.emissions.common import spread_out, whole_rows
+from statespan.parts.emissions.normal import floored, given, patterns
 from statespan.parts.priors import NormalInverseWishart
 from statespan.sequences import Event
 from statespan.shapes import Float
@@ -47,6 +47,10 @@ class Gaussian(Part, FiniteEmission, Generative):
     max(`covars_weight` - 1, 0) - D - 1 in general), and for "full" and "tied" a (D, D) matrix full of 1e-2, as it adds
     the number to every entry, with degrees max(`covars_weight` - D, 0) - D - 1; one less where its
     `means_weight`, our `mean_strength`, is positive.
+
+    Raises:
+        StatespanError: a covariance of no such kind; means without matrices, or matrices that are no covariances; a
+            prior that is none.
 
     Source:
         Bishop, Pattern Recognition and Machine Learning 2006, sections 9.2 and 13.2; prior: Murphy, Machine Learning: A
@@ -143,15 +147,13 @@ class Gaussian(Part, FiniteEmission, Generative):
             return _log_normal(y, self.mean, inverse)
         covariance = factor @ factor.mT
         flat, mask = y.reshape(-1, self.dim), observed.reshape(-1, self.dim)
-        patterns, which = torch.unique(mask, dim=0, return_inverse=True)
         out = y.new_zeros(len(flat), len(self.mean))
-        for i, pattern in enumerate(patterns):
-            if bool(pattern.any()):
-                rows = (which == i).nonzero()[:, 0]
-                part = torch.linalg.cholesky(covariance[:, pattern][:, :, pattern])
+        for rows, there in patterns(mask):
+            if bool(there.any()):
+                part = torch.linalg.cholesky(covariance[:, there][:, :, there])
                 eye = torch.eye(part.shape[-1], dtype=part.dtype, device=part.device)
                 inverse = torch.linalg.solve_triangular(part, eye.expand_as(part), upper=False)
-                out = out.index_copy(0, rows, _log_normal(flat[rows][:, pattern], self.mean[:, pattern], inverse))
+                out = out.index_copy(0, rows, _log_normal(flat[rows][:, there], self.mean[:, there], inverse))
         return out.view(*y.shape[:-1], len(self.mean))
 
     def likelihood(self, y: Tensor, u: Tree, observed: Tensor | None, constants: Any) -> tuple[Tensor, Tensor]:
@@ -222,17 +224,12 @@ class Gaussian(Part, FiniteEmission, Generative):
     def _patterns(self, y: Tensor, observed: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Each pattern of gaps: its rows (N,), y with conditional means (K, n, D), conditional covariance (K, D, D)."""
         flat, mask, covariance = y.reshape(-1, self.dim), observed.reshape(-1, self.dim), self.covariance
-        patterns, which = torch.unique(mask, dim=0, return_inverse=True)
-        for i, there in enumerate(patterns):
-            gone, rows = (~there).nonzero()[:, 0], which == i
+        for rows, there in patterns(mask):
+            gone, gain, rest = given(covariance, there)
             x = flat[rows]
-            known = covariance[:, there][:, :, there]
-            gain = torch.linalg.solve(known, covariance[:, there][:, :, gone]).mT
             filled = x.expand(len(self.mean), *x.shape).clone()
             centred = x[:, there] - self.mean[:, None, there]
             filled[..., gone] = self.mean[:, None, gone] + centred @ gain.mT
-            rest = torch.zeros_like(covariance)
-            rest[:, gone[:, None], gone] = covariance[:, gone][:, :, gone] - gain @ covariance[:, there][:, :, gone]
             yield rows, filled, rest
 
     @torch.no_grad()
@@ -316,10 +313,7 @@ class Gaussian(Part, FiniteEmission, Generative):
     @torch.no_grad()
     def begin(self, y: Tensor, u: Tree, observed: Tensor | None) -> None:
         """A start for EM from the data: means at K data points far apart (k-means++), the overall covariance."""
-        points = y.reshape(-1, self.dim)
-        if observed is not None:
-            whole = observed if observed.dim() == 2 else observed.all(-1)
-            points = points[whole.reshape(-1)]
+        points = whole_rows(y, observed)
         if len(points) < 2:
             return
         centred = points - points.mean(0)

@@ -8,10 +8,10 @@ from torch.distributions import Distribution
 
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, Generative, Part, mixed
-from statespan.parts.emissions.common import spread_out, stochastic
+from statespan.parts.emissions.common import spread_out, stochastic, whole_rows
 from statespan.parts.emissions.gaussian import Gaussian
 from statespan.parts.priors import dirichlet, log_dirichlet
-from statespan.sequences import Event
+from statespan.sequences import Event, any_of
 from statespan.shapes import Float
 from statespan.tree import Tree
 
@@ -153,9 +153,7 @@ class GaussianMixture(Part, FiniteEmission, Generative):
     def begin(self, y: Tensor, u: Tree, observed: Tensor | None) -> None:
         """A start for EM from the data: states at rows far apart (k-means++), components at rows of each."""
         self.normals.begin(y, u, observed)
-        points = y.reshape(-1, self.dim)
-        if observed is not None:
-            points = points[(observed if observed.dim() == 2 else observed.all(-1)).reshape(-1)]
+        points = whole_rows(y, observed)
         if len(points) < 2:
             return
         _, nearest = spread_out(points, len(self.logits))
@@ -169,6 +167,5 @@ class GaussianMixture(Part, FiniteEmission, Generative):
 def divided(log: Tensor, observed: Tensor | None, prior: Tensor, weights: Tensor) -> Tensor:
     """State weights (T, B, K) among components, (T, B, K M), by log p(y, component | k); `prior` where no row is."""
     if observed is not None:
-        some = observed if observed.dim() == 2 else observed.any(-1)
-        log = torch.where(some[..., None, None], log, prior)
+        log = torch.where(any_of(observed)[..., None, None], log, prior)
     return (log.softmax(-1) * weights[..., None]).flatten(-2)

@@ -54,12 +54,21 @@ def completed(x: Tensor, observed: Tensor | None, covariance: Tensor) -> Iterato
         yield torch.arange(len(x), device=x.device), x, torch.zeros_like(covariance)
         return
     for rows, there in patterns(observed):
-        gone, some = (~there).nonzero()[:, 0], x[rows].clone()
-        gain = torch.linalg.solve(covariance[:, there][:, :, there], covariance[:, there][:, :, gone]).mT
+        (gone, gain, rest), some = given(covariance, there), x[rows].clone()
         some[..., gone] = torch.einsum("nkd,kgd->nkg", x[rows][..., there], gain)
-        rest = torch.zeros_like(covariance)
-        rest[:, gone[:, None], gone] = covariance[:, gone][:, :, gone] - gain @ covariance[:, there][:, :, gone]
         yield rows, some, rest
+
+
+def given(covariance: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What coordinates (D,) that are there say of the others: which those are, (G,), their regression (K, G, D - G).
+
+    With them the covariance (K, D, D) of what that leaves, zero for what is there.
+    """
+    gone = (~there).nonzero()[:, 0]
+    gain = torch.linalg.solve(covariance[:, there][:, :, there], covariance[:, there][:, :, gone]).mT
+    rest = torch.zeros_like(covariance)
+    rest[:, gone[:, None], gone] = covariance[:, gone][:, :, gone] - gain @ covariance[:, there][:, :, gone]
+    return gone, gain, rest
 
 
 def floored(covariance: Tensor, floor: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission, Generative, Part
 from statespan.parts.emissions.common import first_weights
-from statespan.sequences import Event, Support
+from statespan.sequences import Event, Support, any_of
 from statespan.shapes import Float
 from statespan.tree import Tree
 
@@ -91,7 +91,7 @@ class ProductEmission(Part, FiniteEmission, Generative):
                 seen = seen.all(-1) if whole else seen
             if event.rank == 0:
                 part = part[..., 0].long() if event.symbols is not None else part[..., 0]
-            some = seen if seen is None or seen.dim() == 2 else seen.any(-1)
+            some = None if seen is None else any_of(seen)
             out.append((e, part, seen, some))
         return out
 

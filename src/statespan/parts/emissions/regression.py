@@ -90,14 +90,8 @@ class LinearRegression(Part, FiniteEmission, Generative):
         super().__init__()
         if inputs < 0 or lags < 0 or inputs + lags < 1:
             raise StatespanError(f"LinearRegression(inputs={inputs}, lags={lags}): regress on at least one of the two")
-        self.dim, self.inputs, self.states, self.kind, self.lags, self.floor = (
-            dim,
-            inputs,
-            states,
-            covariance,
-            lags,
-            floor,
-        )
+        self.dim, self.inputs, self.states, self.lags = dim, inputs, states, lags
+        self.kind, self.floor = covariance, floor
         self.event, self.width = Event(1, None, dim), inputs + lags * dim + 1
         self.noise = Gaussian(dim, covariance, states, floor=floor)
         if states is not None:
