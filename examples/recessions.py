@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "recession_lasts": lasts[low].item(),
         "expansion_lasts": lasts[1 - low].item(),
     }
+    found |= {f"lag {i}": weight for i, weight in enumerate(model.emission.autoregression[0].tolist(), 1)}
     probs = model.smooth(y).probs[:, low]
     agree = ((probs > 0.5) == (recession > 0.5))[4:].double().mean().item()
     found["agree"] = agree

@@ -206,15 +206,6 @@ def test_em_rises_to_where_the_slope_is_zero(switching: list[Any], adjusted: boo
         assert model.emission.variance[0] == model.emission.variance[1]
 
 
-def test_fits_reach_the_published_optimum():
-    y, _ = gnp()
-    model = ss.markov_switching(2, **MEAN_ADJUSTED, seed=1)
-    model.fit(y, by=[ss.EM(iterations=30), ss.LBFGS()], restarts=3, seed=0)
-    assert model.log_prob(y).item() > -181.26340
-    assert sorted(model.emission.coefficients.flatten().tolist()) == pytest.approx([-0.3588, 1.1635], abs=2e-3)
-    assert model.emission.autoregression[0].tolist() == pytest.approx(PUBLISHED[5:], abs=2e-3)
-
-
 def test_hold_keeps_what_it_names():
     y, _ = gnp()
     model = hamilton()
