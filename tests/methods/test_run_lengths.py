@@ -280,22 +280,34 @@ def test_a_carried_belief_a_stream_and_a_ragged_batch_equal_the_whole(name: str,
 
 
 @pytest.mark.parametrize("name", SEGMENTS)
-def test_the_kernel_is_the_scan(name: str):
-    for hazard in (0.3, ss.PoissonDurations(longest=4)):
-        model = made(name, hazard)
+def test_the_kernel_is_the_scan(name: str, monkeypatch: pytest.MonkeyPatch):
+    """In windows of three steps, of the seven and four; after a belief carried in; with few run lengths."""
+    monkeypatch.setattr("statespan.kernels.run_lengths.WINDOW", 3)
+    keep = ("log_prob", "filtered", "predicted", "last")
+    laws = [(0.3, None), (ss.PoissonDurations(longest=4), None), (0.3, 3), (ss.PoissonDurations(longest=4), 3)]
+    for hazard, few in laws:
+        model, method = made(name, hazard), RunLengthFilter(few)
         inputs = {"inputs": [torch.tensor(X), torch.tensor(X[:4])]} if name == "regression" else {}
         data, _ = ss.verbs.ask(model, [gapped(name), gapped(name)[:4]], **inputs)
-        keep = ("log_prob", "filtered", "predicted", "last")
-        fast, slow = (run(model, RunLengthFilter(), data, keep=keep, kernel=k) for k in (True, False))
-        assert_close(fast.log_prob, slow.log_prob, **TIGHT)
-        for what in keep[1:]:
-            one, other = getattr(fast, what), getattr(slow, what)
-            assert_close(one[:2], other[:2], **TIGHT)
-            for a, b in zip(one.sums, other.sums, strict=True):  # of a row without probability they are anything
-                live = (one.log_probs > -torch.inf).view(*one.ages.shape, *[1] * (a.dim() - one.ages.dim()))
-                assert_close(torch.where(live, a, 0.0), torch.where(live, b, 0.0), **TIGHT)
-        free = list(model.parameters())
-        assert_close(*[torch.autograd.grad(answer.log_prob.sum(), free) for answer in (fast, slow)], **TIGHT)
+        with torch.no_grad():
+            belief = run(model, method, data, keep=("last",), kernel=False).last
+        for before in (None, belief):
+            fast, slow = (run(model, method, data, before, keep, kernel=k) for k in (True, False))
+            assert_close(fast.log_prob, slow.log_prob, **TIGHT)
+            for what in keep[1:]:
+                one, other = getattr(fast, what), getattr(slow, what)
+                live = one.log_probs > -torch.inf
+                assert_close(one.log_probs, other.log_probs, **TIGHT)
+                assert torch.equal(one.ages[live], other.ages[live])
+                assert_close(one.lost, other.lost, **TIGHT)
+                for a, b in zip(one.sums, other.sums, strict=True):  # of a row without probability they are anything
+                    assert_close(a[live], b[live], **TIGHT)
+            free = list(model.parameters())
+            assert_close(*[torch.autograd.grad(answer.log_prob.sum(), free) for answer in (fast, slow)], **TIGHT)
+            prepared = prepare(model, method, data, belief=before)
+            back = smooth_backward(model, method, prepared, before, data.shape)
+            found = method.hindsight(model, prepared, before, data).smoothed
+            assert_close(found.log_probs.exp(), back.log_probs.exp(), **TIGHT)
 
 
 def test_hindsight_is_the_backward_pass_and_drawn_paths_follow_it():
@@ -342,6 +354,33 @@ def test_few_run_lengths_are_a_lower_bound_that_rises_to_all():
     assert model.decode(y, method=few).tolist() == model.decode(y).tolist()
     assert_close(ss.segment_means(model, y, method=few).mean, ss.segment_means(model, y).mean, rtol=0, atol=0.1)
     assert bool((answer.values["ages"][:, 1:] > answer.values["ages"][:, :-1]).all())
+    lost = model.filter(y, method=few).values["lost"]
+    assert bool((lost[:10] == 0).all())
+    assert bool((lost[1:] >= lost[:-1]).all())
+    assert model.filter(y).values["lost"].tolist() == [0.0] * 60
+    one, other = (model.forecast(y, steps=2, method=method).mean for method in (few, None))
+    assert_close(one, other, rtol=0, atol=0.02)
+
+
+def test_what_was_lost_is_on_average_at_least_what_the_dropped_were_worth():
+    """Over all series of nine bits, by their probabilities under the model itself."""
+    model = ss.changepoints(ss.BernoulliSegment(ones=0.4, zeros=0.4), hazard=0.3)
+    every = torch.tensor(list(itertools.product([0.0, 1.0], repeat=9)))[..., None]
+    exact, few = model.filter(every), model.filter(every, method=RunLengthFilter(keep=3))
+    chance = exact.log_prob.exp()
+    gone = (chance * (1 - (few.log_prob - exact.log_prob).exp())).sum().item()
+    lost = (chance * few.values["lost"][:, -1]).sum().item()
+    assert 0.02 < gone <= lost < 2 * gone
+
+
+def test_a_series_that_would_not_fit_is_refused_and_a_long_one_is_quick_with_few():
+    model, y = ss.changepoints(hazard=0.01), torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ss.StatespanError, match=r"20000 steps by 20000 run lengths .*RunLengthFilter\(keep="):
+        model.smooth(y)
+    few = RunLengthFilter(keep=10)
+    answer = model.filter(y, method=few)
+    assert answer.probs.shape == (20_000, 10)
+    assert answer.log_prob.item() == pytest.approx(model.log_prob(y, method=few).item(), abs=1e-9)
 
 
 def test_forecasts_are_exact_mixtures():

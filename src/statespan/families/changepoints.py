@@ -34,8 +34,9 @@ def changepoints(
     - `model.fit(y, by=ss.LBFGS(), restarts=2)`: prior and hazard by maximum likelihood, from where they are and from
       where the data lie; `hold=["transition"]` leaves the hazard as it is.
 
-    A long series costs the square of its length; `method=ss.RunLengthFilter(keep=200)` follows the likeliest run
-    lengths alone.
+    The answers are exact, and cost the square of the length; what would keep more than 4 GB is refused. For a long
+    series `method=ss.RunLengthFilter(keep=200)` follows the likeliest run lengths alone: 10,000 steps take less than a
+    second, a step of a stream always the same, and `.exact` is False; what was dropped is in `.values["lost"]`.
 
     Args:
         segment: what a segment emits: `GaussianSegment`, `GaussianMeanSegment` (one variance for all),

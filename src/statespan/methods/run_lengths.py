@@ -7,13 +7,16 @@ from torch import Tensor
 
 from statespan.belief import choose
 from statespan.errors import StatespanError
-from statespan.method import Method, Prepared, prepare, scan
+from statespan.method import Hindsight, Method, Prepared, prepare, run, smooth_backward
 from statespan.parts.renewal import Renewal, SegmentStart
 from statespan.parts.run_mixture import RunMixture
 from statespan.parts.segments import Coefficients, Segment
 from statespan.sequences import Sequences
 from statespan.shapes import Float
-from statespan.tree import Shared, Tree, stack, tree_map, unstack
+from statespan.tree import Shared, Tree, tree_map
+
+AT_ONCE = 1_000_000
+"""Run lengths of many steps whose segments are summed up together, at most."""
 
 
 class RunLengths(NamedTuple):
@@ -25,11 +28,15 @@ class RunLengths(NamedTuple):
         log_probs: (..., R), whose exponentials sum to one.
         ages: (..., R) integers, the run lengths: how many earlier steps the segment has had.
         sums: a tree of (..., R, ...), what the segment of each row has shown so far.
+        lost: (...) how probable the rows were that have been dropped so far, each when it was dropped, added up. Under
+            the model this is on average at least the probability, given all there is to come, that one of them was
+            right.
     """
 
     log_probs: Tensor
     ages: Tensor
     sums: Tree
+    lost: Tensor
 
     @property
     def state(self) -> "RunLengths":
@@ -48,6 +55,7 @@ class RunLengths(NamedTuple):
             torch.zeros_like(self.log_probs[..., :1]),
             self.ages.gather(-1, row),
             tree_map(lambda x: pick(x, row), self.sums),
+            self.lost,
         )
 
     def point(self) -> Tensor:
@@ -55,8 +63,8 @@ class RunLengths(NamedTuple):
         return self.ages.gather(-1, self.log_probs.argmax(-1, keepdim=True))[..., 0]
 
     def summary(self) -> dict[str, Tensor]:
-        """`probs` (..., R), and `ages`, the run length of each: 0, 1, 2, ... where none was dropped."""
-        return {"probs": self.log_probs.exp(), "ages": self.ages}
+        """`probs` (..., R), `ages`, the run length of each: 0, 1, 2, ... where none was dropped; and `lost` (...)."""
+        return {"probs": self.log_probs.exp(), "ages": self.ages, "lost": self.lost}
 
 
 class Constants(NamedTuple):
@@ -90,9 +98,11 @@ class RunLengthFilter(Method):
     r"""The filter and smoother of segments: the probability of each run length, and the sums of its segment.
 
     p(r_t = r + 1, y_1..t) = p(r_{t-1} = r, y_1..t-1) p(the segment goes on | r) p(y_t | y_{t-r-1}..y_{t-1}), and
-    r_t = 0 collects what ended. A step costs as many predictions as there are run lengths, so T steps cost about T^2;
-    with `keep` at most T times that many: only the likeliest run lengths go on, log_prob is the logarithm of the
-    probability of y and the segmentations that were kept, a lower bound, and `Posterior.exact` is False.
+    r_t = 0 collects what ended. A step costs as many predictions as there are run lengths, so T steps cost about T^2,
+    and where every step's are asked for their memory too: a long series is refused there. With `keep` they cost T times
+    that many: only the likeliest run lengths go on, log_prob is the logarithm of the probability of y and the
+    segmentations that were kept, a lower bound, and `Posterior.exact` is False. `.values["lost"]` (N, T) says what has
+    been dropped up to each step: the sum of the probabilities of the run lengths dropped, given y so far.
 
     Hindsight is exact too: given the next run length, the present one depends on nothing later.
 
@@ -124,6 +134,10 @@ class RunLengthFilter(Method):
     def exact(self, model: Any) -> bool:
         """Where all run lengths are kept."""
         return self.keep is None
+
+    def foretells(self, model: Any) -> bool:
+        """By formula, of the run lengths that are kept."""
+        return True
 
     def constants(self, model: Any) -> Constants:
         """Hazards, and the prior of a segment."""
@@ -165,30 +179,22 @@ class RunLengthFilter(Method):
         log = torch.full((batch, size), -torch.inf, dtype=leave.dtype, device=leave.device)
         log[:, 0] = 0.0
         ages = torch.arange(size, device=log.device).repeat(batch, 1)
-        return RunLengths(log, ages, tree_map(lambda x: x.expand(batch, size, *x.shape), none))
+        sums = tree_map(lambda x: x.expand(batch, size, *x.shape), none)
+        return RunLengths(log, ages, sums, log.new_zeros(batch, dtype=torch.float64))
 
     def predict(self, model: Any, belief: Any, move: Move) -> RunLengths:
         """Each segment ends or goes on."""
-        log, ages, _ = belief.state
+        log, ages, sums, lost = belief.state
         ended, grown = log + at_age(move.leave, ages), log + at_age(move.stay, ages)
-        return self._older(model, belief.state, move, total(ended)[:, None], grown)[0]
-
-    def _older(
-        self, model: Any, belief: RunLengths, move: Move, begun: Tensor, grown: Tensor
-    ) -> tuple[RunLengths, Tensor]:
-        """The rows a step later: a new one, and the others, given their log-probabilities, (B, R) or (B, R, k)."""
-        log, ages, sums = belief
-        last = grown[:, -1] > -torch.inf
-        size = self._rows(model, log.shape[1], move, bool(last.any()))
-        new = shifted(begun, grown, size, -torch.inf)
+        size = self._rows(model, log.shape[1], move, bool((grown[:, -1] > -torch.inf).any()))
+        new = shifted(total(ended)[:, None], grown, size, -torch.inf)
         count = torch.arange(max(size - ages.shape[1], 0), device=ages.device)
         ages = torch.cat([torch.zeros_like(ages[:, :1]), ages + 1, ages[:, -1:] + 2 + count], 1)[:, :size]
-        sums = tree_map(lambda x: shifted(torch.zeros_like(x[:, :1]), x, size), sums)
-        return RunLengths(new if new.dim() == 2 else new[..., 0], ages, sums), new
+        return RunLengths(new, ages, tree_map(lambda x: shifted(torch.zeros_like(x[:, :1]), x, size), sums), lost)
 
     def update(self, model: Any, belief: RunLengths, likelihood: Seen) -> tuple[RunLengths, Float[Tensor, " B"]]:
         """Weigh every run length by what its segment predicted, and add y to the sums."""
-        log, ages, sums = belief
+        log, ages, sums, lost = belief
         share = torch.zeros_like(log[:, 0])
         if likelihood.y is not None:
             joint = log + told(model, belief, likelihood)
@@ -197,42 +203,41 @@ class RunLengthFilter(Method):
             log = torch.where(possible[:, None], joint - torch.where(possible, share, 0.0)[:, None], log)
             sums = tree_map(lambda x, more: x + more[:, None], sums, likelihood.adds)
         if self.keep is None:
-            return RunLengths(log, ages, sums), share.double()
+            return RunLengths(log, ages, sums, lost), share.double()
         row = likeliest(log, self.keep)
         log = log.gather(1, row)
         rest = total(log)  # what is dropped is taken off the probability
-        kept = RunLengths(log - rest[:, None], ages.gather(1, row), tree_map(lambda x: pick(x, row), sums))
+        sums = tree_map(lambda x: pick(x, row), sums)
+        kept = RunLengths(log - rest[:, None], ages.gather(1, row), sums, lost - rest.double().expm1())
         return kept, (share + rest).double()
 
     def backward(self, model: Any, belief: Any, move: Move, later: Any) -> RunLengths:
         """What was a step older at the next step, and what ended where the next segment begins."""
-        _, ages, sums = belief.state
-        _, chances = self._ends(belief.state, move, later)
+        ages = belief.state.ages
+        _, chances = self._ends(belief.state, move.leave, later)
         at = torch.searchsorted(later.ages.contiguous(), ages + 1).clamp_max(later.ages.shape[1] - 1)
         lasted = torch.where(later.ages.gather(1, at) == ages + 1, later.log_probs.gather(1, at), -torch.inf)
-        return RunLengths(torch.logaddexp(lasted, chances), ages, sums)
+        return belief.state._replace(log_probs=torch.logaddexp(lasted, chances))
 
-    def _ends(self, belief: RunLengths, move: Move, later: RunLengths) -> tuple[Tensor, Tensor]:
-        """Log-probabilities that the next step begins a segment, (B, 1), and that this row's ends here, (B, R)."""
-        ended = belief.log_probs + at_age(move.leave, belief.ages)
-        share = total(ended)[:, None]
-        begins = torch.where(later.ages[:, :1] == 0, later.log_probs[:, :1], -torch.inf)
+    def _ends(self, belief: RunLengths, leave: Any, later: RunLengths) -> tuple[Tensor, Tensor]:
+        """Log-probabilities that the next step begins a segment, (..., 1), and that this row's ends here, (..., R)."""
+        ended = belief.log_probs + at_age(leave, belief.ages)
+        share = total(ended)[..., None]
+        begins = torch.where(later.ages[..., :1] == 0, later.log_probs[..., :1], -torch.inf)
         return begins, begins + torch.where(share > -torch.inf, ended - share, -torch.inf)
 
     def smooth(self, model: Any, prepared: Prepared, belief: Any, shape: tuple[int, int]) -> RunLengths:
         """One loop forwards and one back; the sums, which are those of what was known then, are not kept."""
-        steps = scan(model, self, prepared, *shape, belief)
-        return stack(self._hindsight(model, prepared, [x.filtered._replace(sums=None) for x in steps]))
+        return smooth_backward(model, self, prepared, belief, shape)._replace(sums=None)
 
-    def _hindsight(self, model: Any, prepared: Prepared, filtered: list[RunLengths]) -> list[RunLengths]:
-        moves, out = unstack(prepared.moves, len(filtered)), [filtered[-1]]
-        for t in range(len(filtered) - 2, -1, -1):
-            now = self.backward(model, filtered[t], moves[t + 1], out[-1])
-            if prepared.lengths is not None:
-                inside = (prepared.lengths - 1 > t)[:, None]
-                now = now._replace(log_probs=torch.where(inside, now.log_probs, filtered[t].log_probs))
-            out.append(now)
-        return out[::-1]
+    def hindsight(self, model: Any, prepared: Prepared, belief: Any, data: Sequences, pairs: bool = False) -> Hindsight:
+        """By the kernel where it can."""
+        if not pairs:
+            trace = run(model, self, data, belief, ("smoothed", "log_prob"), prepared=prepared)
+            if trace.smoothed is not None:
+                assert trace.log_prob is not None
+                return Hindsight(trace.smoothed, trace.log_prob)
+        return super().hindsight(model, prepared, belief, data, pairs)
 
     def emit(self, model: Any, constants: Constants, belief: Any, u: Tree) -> RunMixture:
         """The mixture over run lengths of what their segments predict."""
@@ -254,26 +259,27 @@ class RunLengthFilter(Method):
         """
         length, batch = data.shape
         prepared = prepare(model, self, data, constants)
-        filtered = [step.filtered for step in scan(model, self, prepared, length, batch)]
-        smoothed = self._hindsight(model, prepared, filtered)
-        moves, empty = unstack(prepared.moves, length), tree_map(lambda x: x[None, None], model.emission.empty())
-        final = last_steps(data)
+        now = run(model, self, data, keep=("filtered",), prepared=prepared).filtered
+        later = self.hindsight(model, prepared, None, data).smoothed
+        step, final = torch.arange(length, device=now.ages.device)[:, None, None], last_steps(data)
+        log = torch.where(step == final, later.log_probs, -torch.inf)
+        leave: Any = prepared.moves.leave
+        chances = self._ends(tree_map(lambda x: x[:-1], now), leave.value, tree_map(lambda x: x[1:], later))[1]
+        log[:-1] = torch.where(step[:-1] < final, chances, log[:-1])
         # Of each step's segments what begins there, less what ended before it: their running sum is what holds it.
+        empty = tree_map(lambda x: x[None, None], model.emission.empty())
         shapes = [x.shape[2:] for x in summaries(model.emission.coefficients(empty, constants.segment))]
         held = [data.y.new_zeros(batch, length + 1, *shape) for shape in shapes]
-        for t, now in enumerate(filtered):
-            weights = torch.where(final == t, smoothed[t].log_probs, -torch.inf)
-            if t + 1 < length:
-                chances = self._ends(now, moves[t + 1], smoothed[t + 1])[1]
-                weights = torch.where(final > t, chances, weights)
-            begins = (t - now.ages).clamp_min(0)
-            for sums, values in zip(
-                held, summaries(model.emission.coefficients(now.sums, constants.segment)), strict=True
-            ):
-                share = like(weights.exp(), values)
-                values = torch.where(share > 0, share * values, 0.0)
-                sums.scatter_add_(1, like(begins, values).expand_as(values), values)
-                sums[:, t + 1] -= values.sum(1)
+        size = max(1, AT_ONCE // log[0].numel())
+        for part in (slice(t, t + size) for t in range(0, length, size)):
+            share, begins = log[part].exp(), (step[part] - now.ages[part]).clamp_min(0)
+            known = model.emission.coefficients(tree_map(lambda x, part=part: x[part], now.sums), constants.segment)
+            for sums, values in zip(held, summaries(known), strict=True):
+                weights = share.view(*share.shape, *[1] * (values.dim() - 3))
+                values = torch.where(weights > 0, weights * values, 0.0).transpose(0, 1)  # (B, T, R, ...)
+                sums[:, 1:][:, part] -= values.sum(2)
+                values = values.flatten(1, 2)
+                sums.scatter_add_(1, like(begins.transpose(0, 1).flatten(1), values).expand_as(values), values)
         first, second, wide = (x.cumsum(1)[:, :length].transpose(0, 1) for x in held)
         x = model.emission.design(data.y, data.u)[:, :, None]
         mean = (x * first).sum(-1)
@@ -283,47 +289,14 @@ class RunLengthFilter(Method):
     def decode(self, model: Any, constants: Constants, data: Sequences, k: int) -> tuple[Tensor, Tensor]:
         """The k likeliest segmentations as run lengths (T, B, k), -1 past each end, and log p(segmentation, y).
 
+        With `keep` the best of the segments that look likeliest go on.
+
         Source:
             Fearnhead 2006, section 3.2 (the maximum a posteriori segmentation).
         """
-        length, batch = data.shape
-        moves, seen = self.prepare(model, constants, data)
-        moves, seen = unstack(moves, length), unstack(seen, length)
-        final = last_steps(data)
-        now = self.init(model, moves[0], batch)
-        score = torch.nn.functional.pad(now.log_probs[..., None], (0, k - 1), value=-torch.inf)
-        last, origins = (score, now.ages), [(now.ages[:, :1], now.ages[:, :1])]
-        for t in range(length):
-            if t:
-                ways = (score + at_age(moves[t].leave, now.ages)[..., None]).flatten(1)
-                ways = ways.sort(dim=1, descending=True, stable=True)
-                at = ways.indices[:, :k]
-                origins.append((now.ages.gather(1, at // k), at % k))
-                grown = score + at_age(moves[t].stay, now.ages)[..., None]
-                now, score = self._older(model, now, moves[t], ways.values[:, None, :k], grown)
-            score = score + told(model, now, seen[t])[..., None]
-            now = now._replace(sums=tree_map(lambda x, more: x + more[:, None], now.sums, seen[t].adds))
-            if self.keep is not None:
-                row = likeliest(score[..., 0], self.keep)
-                now, score = tree_map(lambda x, row=row: pick(x, row), (now, score))
-            last = tuple(
-                torch.where(like(final == t, new), new, old) if t else new
-                for new, old in zip((score, now.ages), last, strict=True)
-            )
-        best = last[0].flatten(1).sort(dim=1, descending=True, stable=True)
-        age, rank = last[1].gather(1, best.indices[:, :k] // k), best.indices[:, :k] % k
-        path = torch.full((length, batch, k), -1, device=age.device)
-        for t in range(length - 1, -1, -1):
-            inside = final >= t
-            path[t] = torch.where(inside, age, -1)
-            begins, (before, place) = inside & (age == 0), origins[t]
-            older = torch.where(inside, age - 1, age)
-            if t:
-                age, rank = (
-                    torch.where(begins, before.gather(1, rank), older),
-                    torch.where(begins, place.gather(1, rank), rank),
-                )
-        return path, best.values[:, :k]
+        from statespan.kernels.run_lengths import segmentations
+
+        return segmentations(model, self, prepare(model, self, data, constants), last_steps(data), k)
 
 
 def last_steps(data: Sequences) -> Tensor:
