@@ -23,6 +23,8 @@ calls = {
     "takes inputs; leave it out": lambda: model.stream().update(0, inputs=[1.0]),
     "future= is given, and no part": lambda: model.forecast([0, 1], future=[[1.0]]),
     "inputs= is given": lambda: model.sample(length=1, inputs=[[1.0]]),
+    "future[1, 0] is not finite": lambda: driven.forecast([0], inputs=[[1.0]], steps=2, future=[[1.0], [float("nan")]]),
+    "Sequences has lengths, inputs": lambda: model.log_prob(ss.Sequences(), lengths=[2]),
     "sample(inputs=) is (3, 1); give": lambda: driven.sample(length=2, inputs=[[1.0]] * 3),
     "cannot write": lambda: model.save("a\\0b"),
 }

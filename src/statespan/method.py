@@ -107,6 +107,16 @@ class Method(ABC):
 
     `accepts` names the interface it needs of each part: (initial, transition, emission).
     `scores_from` names the fields of `Trace` that `score` and `paths` read, `watches` those that `mend` does.
+
+    `docs/design.md` shows a whole one.
+
+    Source:
+        Cappe, Moulines and Ryden, Inference in Hidden Markov Models 2005, chapter 3 (predict and update).
+
+    Example:
+        >>> import statespan as ss
+        >>> [need.__name__ for need in ss.Kalman.accepts]
+        ['GaussianInitial', 'LinearPart', 'LinearPart']
     """
 
     accepts: ClassVar[tuple[type, type, type]]
@@ -275,6 +285,15 @@ def register(
         keeps: the fields of `Trace` it can give; where more is asked for, the scan runs. With log_prob it gives
             what the method's `score` reads (`scores_from`), with paths itself the paths.
         devices: device types it runs on.
+
+    Example:
+        >>> import statespan as ss
+        >>> class Ring: ...  # a transition
+        >>> @ss.register(ss.Forward, Ring, keeps=("last", "log_prob"))
+        ... def around(model, method, prepared, length, batch, belief, keep):
+        ...     return None  # declined: the scan runs
+        >>> (ss.Forward, Ring) in ss.registered()
+        True
     """
 
     def add(function: Callable) -> Callable:
@@ -285,7 +304,13 @@ def register(
 
 
 def registered() -> dict[tuple[type, type], Kernel]:
-    """Every registered kernel by (method, operator)."""
+    """Every registered kernel by (method, operator).
+
+    Example:
+        >>> import statespan as ss
+        >>> sorted(name.__name__ for method, name in registered() if method is ss.Recurrent)
+        ['GRUCell', 'LSTMCell', 'LinearMove']
+    """
     return dict(_KERNELS)
 
 

@@ -118,7 +118,14 @@ class StateSpace(Part):
             (N,) float64; for one sequence a scalar.
 
         Raises:
-            StatespanError: the data do not fit the model.
+            StatespanError: the data do not fit the model, or the method does not.
+
+        Example:
+            >>> import statespan as ss
+            >>> table = [[0.9, 0.1], [0.2, 0.8]]
+            >>> model = ss.hmm(transition=table, emission=ss.Categorical(probs=[[0.8, 0.2], [0.1, 0.9]]))
+            >>> model.log_prob([0, 0, None, 1]).exp().item() < 1  # None: summed out
+            True
         """
         data, layout = verbs.ask(self, y, lengths, inputs, states)
         return layout.each(verbs.log_prob(self, data, method, belief))
@@ -144,6 +151,16 @@ class StateSpace(Part):
 
         Returns:
             A `Posterior`: `.probs` (N, T, K), or `.mean` and `.covariance`, or `.samples`, or `.state`; `.log_prob`.
+
+        Raises:
+            StatespanError: the data do not fit the model, or the method does not.
+
+        Example:
+            >>> import statespan as ss
+            >>> table = [[0.9, 0.1], [0.2, 0.8]]
+            >>> model = ss.hmm(transition=table, emission=ss.Categorical(probs=[[0.8, 0.2], [0.1, 0.9]]))
+            >>> [round(p, 2) for p in model.filter([0, 0, 1]).probs[:, 0].tolist()]
+            [0.89, 0.97, 0.62]
         """
         data, layout = verbs.ask(self, y, lengths, inputs, states)
         return verbs.filter(self, data, layout, method, belief)
@@ -171,6 +188,16 @@ class StateSpace(Part):
 
         Returns:
             A `Posterior`.
+
+        Raises:
+            StatespanError: the data do not fit the model, or the method does not; pairs of a method that has none.
+
+        Example:
+            >>> import statespan as ss
+            >>> table = [[0.9, 0.1], [0.2, 0.8]]
+            >>> model = ss.hmm(transition=table, emission=ss.Categorical(probs=[[0.8, 0.2], [0.1, 0.9]]))
+            >>> [round(p, 2) for p in model.smooth([0, 0, 1]).probs[:, 0].tolist()]
+            [0.94, 0.93, 0.62]
         """
         data, layout = verbs.ask(self, y, lengths, inputs, states)
         return verbs.smooth(self, data, layout, method, belief, pairs)
@@ -199,7 +226,15 @@ class StateSpace(Part):
             log-probabilities (N, k).
 
         Raises:
+            StatespanError: the data do not fit the model, or the method does not.
             TypeError: the state is no distribution over states; the message names the verb to use.
+
+        Example:
+            >>> import statespan as ss
+            >>> table = [[0.9, 0.1], [0.2, 0.8]]
+            >>> model = ss.hmm(transition=table, emission=ss.Categorical(probs=[[0.8, 0.2], [0.1, 0.9]]))
+            >>> model.decode([0, 0, 1, 1]).tolist()
+            [0, 0, 1, 1]
         """
         data, layout = verbs.ask(self, y, lengths, inputs, states)
         return verbs.decode(self, data, layout, k, method)
@@ -231,6 +266,17 @@ class StateSpace(Part):
 
         Returns:
             A `Forecast`: `.probs` (N, steps, V) or `.mean` (N, steps, D), `.quantile(q)`, `.samples`.
+
+        Raises:
+            StatespanError: the data do not fit the model, or the method does not; fewer than one step or sample; inputs
+                to come that are missing or of another shape.
+
+        Example:
+            >>> import statespan as ss
+            >>> table = [[0.9, 0.1], [0.2, 0.8]]
+            >>> model = ss.hmm(transition=table, emission=ss.Categorical(probs=[[0.8, 0.2], [0.1, 0.9]]))
+            >>> model.forecast([0, 0], steps=2).probs[:, 0].round(decimals=2).tolist()
+            [0.72, 0.67]
         """
         data, layout = verbs.ask(self, y, lengths, inputs)
         ahead = None
@@ -258,6 +304,17 @@ class StateSpace(Part):
 
         Returns:
             States and observations, (N, T, ...).
+
+        Raises:
+            StatespanError: fewer than one step or sequence, inputs of another shape, or a start that is flat.
+
+        Example:
+            >>> import statespan as ss
+            >>> table = [[0.9, 0.1], [0.2, 0.8]]
+            >>> model = ss.hmm(transition=table, emission=ss.Categorical(probs=[[0.8, 0.2], [0.1, 0.9]]))
+            >>> states, y = model.sample(n=3, length=5, seed=0)
+            >>> states.shape, y.shape
+            (torch.Size([3, 5]), torch.Size([3, 5]))
         """
         return verbs.sample(self, n, length, seed, inputs, method)
 
@@ -269,6 +326,16 @@ class StateSpace(Part):
             lengths: (N,) lengths of a padded batch.
             inputs: inputs, the forms of y.
             method: an inference method instead of the model's own.
+
+        Raises:
+            StatespanError: the data do not fit the model, or the method does not.
+
+        Example:
+            >>> import statespan as ss
+            >>> table = [[0.9, 0.1], [0.2, 0.8]]
+            >>> model = ss.hmm(transition=table, emission=ss.Categorical(probs=[[0.8, 0.2], [0.1, 0.9]]))
+            >>> model.impute([0, None, 0, 1, None]).tolist()
+            [0, 0, 0, 1, 0]
         """
         data, layout = verbs.ask(self, y, lengths, inputs)
         return verbs.impute(self, data, layout, method)
@@ -295,8 +362,19 @@ class StateSpace(Part):
         Returns:
             For one sequence (n, T, ...); else a list of them, one a sequence.
 
+        Raises:
+            StatespanError: the data do not fit the model, or have probability zero under it; fewer than one path; a
+                method that cannot go back.
+
         Source:
             Fruhwirth-Schnatter 1994; Chopin and Papaspiliopoulos 2020, section 12.3.
+
+        Example:
+            >>> import statespan as ss
+            >>> table = [[0.9, 0.1], [0.2, 0.8]]
+            >>> model = ss.hmm(transition=table, emission=ss.Categorical(probs=[[0.8, 0.2], [0.1, 0.9]]))
+            >>> model.sample_posterior([0, 0, 1], n=4, seed=0).shape
+            torch.Size([4, 3])
         """
         data, layout = verbs.ask(self, y, lengths, inputs)
         return verbs.sample_posterior(self, data, layout, n, seed, method)
@@ -308,6 +386,19 @@ class StateSpace(Part):
             method: an inference method instead of the model's own.
             belief: where to start from.
             lag: how many steps of hindsight `lagged` has.
+
+        Raises:
+            StatespanError: a negative lag, or a method that does not fit the model.
+
+        Example:
+            >>> import statespan as ss
+            >>> table = [[0.9, 0.1], [0.2, 0.8]]
+            >>> model = ss.hmm(transition=table, emission=ss.Categorical(probs=[[0.8, 0.2], [0.1, 0.9]]))
+            >>> stream = model.stream()
+            >>> for symbol in (0, 0, 1):
+            ...     belief = stream.update(symbol)
+            >>> round(stream.surprise.item(), 2), stream.forecast(steps=2).probs.shape
+            (1.26, torch.Size([2, 2]))
         """
         return verbs.Stream(self, method, belief, lag)
 
@@ -343,6 +434,17 @@ class StateSpace(Part):
             hold: parameters that stay as they are in this fit, by name: a part ("transition"), or one parameter of it
                 ("emission.mean").
             jobs: processes that share the restarts; the answer does not depend on it.
+
+        Raises:
+            StatespanError: the data do not fit the model, or have probability zero under it; no fitter, or one that
+                does not fit the model; `hold` names no parameter; fewer than one restart or job.
+
+        Example:
+            >>> import statespan as ss
+            >>> model = ss.hmm(states=2, emission=ss.Gaussian(1), seed=0)
+            >>> model = model.fit([0.1, -0.2, 0.0, 5.1, 4.8, 5.2], by=ss.EM(iterations=20), restarts=3, seed=0)
+            >>> sorted(model.emission.mean.flatten().round().int().tolist())
+            [0, 5]
         """
         from statespan.fit import fit
 
@@ -354,6 +456,9 @@ class StateSpace(Part):
 
         Args:
             path: a file name, by custom `.safetensors`.
+
+        Raises:
+            StatespanError: a part that no file can hold (one made with a function), or a file that cannot be written.
         """
         from statespan.files import save
 

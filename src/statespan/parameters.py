@@ -70,6 +70,9 @@ def free_parameters(model: Any) -> int:
     Args:
         model: a state space, or a part.
 
+    Source:
+        Catchpole and Morgan, "Detecting parameter redundancy", Biometrika 84, 1997: the rank of the derivatives.
+
     Example:
         >>> import statespan as ss
         >>> free_parameters(ss.hmm(states=3, emission=ss.Gaussian(2)))
@@ -206,6 +209,9 @@ def summary(
 
     Returns:
         A `Summary`: `print(summary)`, `.frame()`.
+
+    Raises:
+        StatespanError: a level that is none, or data that do not fit the model.
 
     Source:
         Visser, Raijmakers and Molenaar, Confidence intervals for hidden Markov model parameters, British Journal of

@@ -13,6 +13,9 @@ Tree = Any
 class Shared(NamedTuple):
     """A value that is the same at every time step: handed whole to each step, never expanded over time.
 
+    Args:
+        value: anything: a table, a tuple of tensors.
+
     Example:
         >>> unstack(Shared("table"), 3)
         ['table', 'table', 'table']

@@ -25,6 +25,11 @@ def ask(
 ) -> tuple[Sequences, Layout]:
     """The data as the model wants them."""
     if isinstance(y, Sequences):
+        if any(x is not None for x in (lengths, inputs, states, weights)):
+            raise StatespanError(
+                "ss.Sequences has lengths, inputs (u), states and weights of its own; put them in there, and leave the "
+                "arguments out"
+            )
         length, batch = y.shape
         ends = [length] * batch if y.lengths is None else y.lengths.tolist()
         return y, Layout(False, False, ends)
@@ -138,7 +143,7 @@ def sample_posterior(
 def ahead(future: Any, layout: Layout, steps: int, like: Tensor) -> Tensor:
     """Inputs to come as (steps, B, U)."""
     given = future if isinstance(future, Tensor) else np.asarray(future)  # torch would read a list in single precision
-    value = torch.as_tensor(given).to(device=like.device)
+    value = _finite(torch.as_tensor(given), "future").to(device=like.device)
     value = value.to(like) if value.is_floating_point() and like.is_floating_point() else value
     value = value[None] if layout.single else value
     if value.dim() != 3 or value.shape[:2] != (len(layout.lengths), steps):
@@ -147,6 +152,14 @@ def ahead(future: Any, layout: Layout, steps: int, like: Tensor) -> Tensor:
             f"{len(layout.lengths)} sequences and {steps} steps"
         )
     return value.transpose(0, 1)
+
+
+def _finite(inputs: Tensor, name: str) -> Tensor:
+    """Inputs, none of which is missing."""
+    if not bool(inputs.isfinite().all()):
+        at = ", ".join(map(str, (~inputs.isfinite()).nonzero()[0].tolist()))
+        raise StatespanError(f"{name}[{at}] is not finite; an input cannot be missing, fill it first")
+    return inputs
 
 
 class Drawn(NamedTuple):
@@ -187,15 +200,22 @@ def forecast(
     belief: Any = None,
 ) -> Forecast:
     """What comes after the end of each sequence."""
-    if not isinstance(steps, int) or steps < 1:
-        raise StatespanError(f"steps={steps!r}: forecast at least one step, a whole number of them")
-    if not isinstance(samples, int) or samples < 1:
-        raise StatespanError(f"samples={samples!r}: draw at least one future, a whole number of them")
+    _check_counts(steps, samples)
     method = choose(model, method)
     with torch.no_grad(), seeded(seed):
         constants = method.constants(model)
-        last = run(model, method, data, carried(belief), ("last",), constants).last
-        return forecast_from(model, method, constants, last, layout, steps, samples, inputs)
+        trace = run(model, method, data, carried(belief), ("last", "log_prob"), constants)
+        assert trace.log_prob is not None
+        total(trace.log_prob)  # nothing follows what cannot be
+        return forecast_from(model, method, constants, trace.last, layout, steps, samples, inputs)
+
+
+def _check_counts(steps: Any, samples: Any) -> None:
+    """Refuse what is no number of steps or of samples."""
+    if not hasattr(steps, "__index__") or steps < 1:
+        raise StatespanError(f"steps={steps!r}: forecast at least one step, a whole number of them")
+    if not hasattr(samples, "__index__") or samples < 1:
+        raise StatespanError(f"samples={samples!r}: draw at least one future, a whole number of them")
 
 
 def forecast_from(
@@ -289,7 +309,7 @@ def _alongside(model: Any, inputs: Any, length: int, n: int) -> Tensor | None:
     if inputs is None:
         return None
     like = next(iter(model.parameters()), torch.zeros(()))
-    u = torch.as_tensor(inputs, device=like.device, dtype=like.dtype)
+    u = _finite(torch.as_tensor(inputs, device=like.device, dtype=like.dtype), "inputs")
     u = u[:, None].expand(-1, n, -1) if u.dim() == 2 else u
     if u.dim() != 3 or u.shape[:2] != (length, n):
         raise StatespanError(
@@ -323,6 +343,9 @@ class Stream:
         method: the method, or None for the model's own.
         belief: where to start from; None is the beginning.
         lag: how many steps of hindsight `lagged` has: fixed-lag smoothing, at the cost of `lag` steps an update.
+
+    Raises:
+        StatespanError: a negative lag; a method that does not fit the model; a belief that is none.
 
     Source:
         Fixed lag: Sarkka and Svensson, Bayesian Filtering and Smoothing 2023, section 12.5.
@@ -384,6 +407,9 @@ class Stream:
         Args:
             y: one symbol or vector.
             inputs: the inputs of this step.
+
+        Raises:
+            StatespanError: an observation that does not fit the model.
         """
         event = self.model.emission.event
         one = [[float("nan")] * (event.dim or 1)] if y is None and event.rank == 1 else [y]
@@ -430,9 +456,13 @@ class Stream:
             samples: how many futures to draw.
             seed: makes them repeatable.
             inputs: (steps, U) inputs to come.
+
+        Raises:
+            StatespanError: nothing has been seen yet; inputs of another shape, or that no part takes.
         """
         if self.belief is None:
             raise StatespanError("nothing has been seen yet; update the stream first, or use model.sample")
+        _check_counts(steps, samples)
         layout = Layout(True, False, [1])
         check_inputs(self.model, inputs)
         future = None if inputs is None else ahead(inputs, layout, steps, next(self.model.parameters()))

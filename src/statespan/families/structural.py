@@ -46,6 +46,9 @@ def level(variance: float | None = None) -> StateSpace:
     Args:
         variance: v, held at this; None: fitted. 0 is a constant.
 
+    Raises:
+        StatespanError: a negative variance.
+
     Source:
         Durbin and Koopman 2012, section 2.1.
 
@@ -67,8 +70,17 @@ def slope(variance: float | None = None) -> StateSpace:
     Args:
         variance: v, held at this; None: fitted. 0 is a straight line.
 
+    Raises:
+        StatespanError: a negative variance.
+
     Source:
         Durbin and Koopman 2012, section 3.2.1.
+
+    Example:
+        >>> import statespan as ss
+        >>> line = ss.level(variance=0.0) + ss.slope(variance=0.0)
+        >>> line.forecast([1.0, 2.0, 3.0, 4.0], steps=2).mean.flatten().round(decimals=6).tolist()
+        [5.0, 6.0]
     """
     move, start = Driven(2, [0]).double(), DiffuseStart(2, 1)
     move.matrix.copy_(torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
@@ -89,8 +101,17 @@ def seasonal(period: int, trigonometric: bool = False, variance: float | None = 
         trigonometric: which of the two.
         variance: v, held at this; None: fitted. 0 is a fixed pattern.
 
+    Raises:
+        StatespanError: a period below 2, or a negative variance.
+
     Source:
         Durbin and Koopman 2012, section 3.2.2; Harvey 1989, section 2.3.4.
+
+    Example:
+        >>> import statespan as ss
+        >>> pattern = ss.seasonal(2, variance=0.0)
+        >>> pattern.forecast([1.0, -1.0, 1.0, -1.0], steps=2).mean.flatten().round(decimals=6).tolist()
+        [1.0, -1.0]
     """
     if period < 2:
         raise StatespanError(f"seasonal({period}): a season has at least 2 steps")
@@ -126,8 +147,16 @@ def cycle(
         damped: whether the cycle forgets.
         variance: of its shocks, held at this; None: fitted.
 
+    Raises:
+        StatespanError: bounds that are none, a period outside them, or a negative variance.
+
     Source:
         Harvey 1989, section 2.3.3.
+
+    Example:
+        >>> import statespan as ss
+        >>> round(ss.cycle(period=11.0, shortest=8.0, longest=14.0).transition.each[0].period.item(), 6)
+        11.0
     """
     if not 2 <= shortest < longest:
         raise StatespanError(f"cycle(shortest={shortest:g}, longest={longest:g}): give 2 <= shortest < longest")
@@ -146,6 +175,9 @@ def regression(inputs: Any, variance: float | None = 0.0) -> StateSpace:
     Args:
         inputs: how many columns, or the inputs themselves, (T, U), whose columns are counted.
         variance: of the coefficients' shocks, held at this; 0: they are constant; None: fitted.
+
+    Raises:
+        StatespanError: no column, or a negative variance.
 
     Source:
         Durbin and Koopman 2012, section 3.2.5.
@@ -175,6 +207,19 @@ def autoregressive(order: int = 1, variance: float | None = None) -> StateSpace:
     Args:
         order: p.
         variance: v, held at this; None: fitted.
+
+    Raises:
+        StatespanError: an order below 1, or a negative variance.
+
+    Source:
+        Harvey 1989, section 2.3.4; its coefficients by Monahan, Biometrika 71, 1984.
+
+    Example:
+        >>> import statespan as ss
+        >>> model = ss.autoregressive(2, variance=1.0)
+        >>> model.transition.each[0].set(ar=[0.5, 0.2])
+        >>> [round(x, 6) for x in model.transition.each[0].ar.tolist()]
+        [0.5, 0.2]
     """
     if order < 1:
         raise StatespanError(f"autoregressive({order}): give an order from 1")
@@ -197,6 +242,9 @@ def arima(
         q: the order of theta.
         seasonal: the same three for the season.
         season: s, in steps.
+
+    Raises:
+        StatespanError: a negative order, or a seasonal part without a season of at least 2 steps.
 
     Source:
         Harvey 1989, section 3.3; Box and Jenkins 1970.
@@ -250,6 +298,9 @@ def decompose(model: StateSpace, y: Any, inputs: Any = None) -> dict[str, Piece]
 
     Returns:
         A piece for each component by its name, in their order; `noise` last, what is left of y.
+
+    Raises:
+        StatespanError: another kind of model, or more than one series.
 
     Source:
         Harvey 1989, section 4.5 (extraction of components).

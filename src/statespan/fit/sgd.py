@@ -30,6 +30,10 @@ class SGD(Fitter):
         callback: called after each pass with its number, from 1, and its log-likelihood.
         method: whose log_prob is maximised; None: the model's own.
 
+    Raises:
+        StatespanError: fewer than one epoch; in a fit, an observation that the model gives probability zero, or a
+            log-likelihood that stops being a number.
+
     Source:
         Buys, Bisk and Choi, section 2.2: "we only implement the forward algorithm".
 

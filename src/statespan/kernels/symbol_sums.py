@@ -18,8 +18,7 @@ def _jit() -> ModuleType:
 
 def _symbol_sums(values: Tensor, index: Tensor, symbols: int) -> Tensor:
     result = values.new_zeros(symbols, values.shape[1])
-    arrays = [x.detach().contiguous().numpy() for x in (values, index, result)]
-    arrays[2] = result.numpy()
+    arrays = *(x.detach().contiguous().numpy() for x in (values, index)), result.numpy()
     ranges = shared.pieces(values.shape[1], max(1, min(torch.get_num_threads(), values.shape[1] // 16)))
     shared.parallel(lambda i: _jit().add_rows(*ranges[i], *arrays), len(ranges))
     return result

@@ -60,6 +60,9 @@ class GaussianSum(MixtureFilter):
         order: points along each axis of z, for averages over it.
         paths: how many paths of regimes `decode` goes on with.
 
+    Raises:
+        StatespanError: fewer than one component.
+
     Source:
         Alspach and Sorenson 1972; Bar-Shalom, Li and Kirubarajan, Estimation with Applications to Tracking and
         Navigation 2001, section 11.6.5 (GPB2); Barber, JMLR 2006, section 2.

@@ -24,6 +24,12 @@ class FactorialStart(Part, FiniteInitial, Generative):
     Args:
         starts: one initial part a chain, or the number of states of each.
 
+    Raises:
+        StatespanError: more joint states than a table can have, when it is asked for.
+
+    Source:
+        Ghahramani and Jordan, "Factorial hidden Markov models", 1997, section 2.
+
     Example:
         >>> FactorialStart([2, 3]).probs().shape
         torch.Size([6])
