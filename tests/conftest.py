@@ -18,9 +18,12 @@ CHECKED = [
 jaxtyping.jaxtyped = typecheck.jaxtyped
 jaxtyping.install_import_hook(CHECKED, "typecheck.check")
 
+# As `statespan.part.seeded` does.
+SEED = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+
 
 @pytest.fixture(autouse=True)
 def same_everywhere():
     """One thread, and the same random numbers in every test, whatever ran before it."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    SEED(0)

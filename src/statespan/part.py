@@ -566,7 +566,10 @@ class _Seeded:
             devices = list(range(torch.cuda.device_count()))
             self.fork = torch.random.fork_rng(devices=devices)
             self.fork.__enter__()
-            torch.manual_seed(self.seed)
+            if torch.accelerator.is_available():
+                torch.manual_seed(self.seed)
+            else:  # torch.manual_seed would note where it was called, for the devices that are not there: 0.4 ms
+                torch.default_generator.manual_seed(int(self.seed))
 
     def __exit__(self, *exc: Any) -> None:
         if self.seed is not None:
