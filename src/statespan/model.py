@@ -29,6 +29,9 @@ class StateSpace(Part):
     follow the question: one sequence in, no batch axis out; a padded batch, padded; a list, a list. Times start at 0,
     logarithms are natural, `inputs=` has the same forms as y, and `states=` are labels, -1 unknown.
 
+    Numbers are of the parts' dtype: float32, as every nn.Module's, until `.double()`. What functions such as `ss.hmm`
+    make is float64, but for the rungs. Log-probabilities are float64 always.
+
     Args:
         initial: p(z_1).
         transition: p(z_t | z_{t-1}).

@@ -606,3 +606,18 @@ def test_what_cannot_be_says_so():
     singular = ss.switching_linear(2, state=1, observed=1, state_noise=[[0.0]], seed=0)
     with pytest.raises(error, match="its move has none in one"):
         singular.fit([0.1, 0.3, 0.2], by=ss.EM(iterations=1))
+
+
+def test_priors_of_the_parts_count_and_em_climbs_with_them():
+    move, seen = ss.Linear(1, prior_scale=0.5, matrix_strength=2.0), ss.Linear(1, prior_scale=0.1)
+    chain = ss.Dense(2, concentration=3.0)
+    transition = ss.SwitchingLinear(chain, [move, ss.Linear(1)])
+    start = ss.SwitchingStart(ss.Start(2), ss.NormalStart(1))
+    model = ss.StateSpace(start, transition, ss.SwitchingEmission(seen)).double()
+    with torch.no_grad():
+        chain.logits.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        transition.dynamics[1].matrix.fill_(0.3)
+    assert_close(model.log_prior(), chain.log_prior() + move.log_prior() + seen.log_prior())
+    em = ss.EM(iterations=3, tolerance=0)
+    model.fit(torch.arange(6.0).sin(), by=em)
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(em.history))

@@ -91,6 +91,11 @@ def of_moves(dynamics: Any, z: Tensor, y: Tensor, spread: Tensor, u: Tree, weigh
     return tuple(part.statistics(z, y, one, after, w) for part, (w, one) in zip(dynamics, each, strict=True))
 
 
+def log_priors(parts: Any) -> Any:
+    """The sum over parts of their log-priors; 0 without any."""
+    return sum(part.log_prior() for part in parts)
+
+
 def maximize(parts: Any, stats: tuple) -> None:
     """The M-step of each part that is not held."""
     for part, sums in zip(parts, stats, strict=True):
@@ -135,8 +140,8 @@ class SwitchingStart(Part):
         return Gaussian(torch.cat([one.mean for one in each]), torch.cat([one.scale for one in each]))
 
     def log_prior(self) -> Any:
-        """The chain's."""
-        return self.chain.log_prior()
+        """The chain's and the vectors'."""
+        return log_priors([self.chain, *self.vectors])
 
     def statistics(self, first: Tensor, u: Tree, z: Tensor, spread: Tensor) -> Hybrids:
         """Expected sums: regimes (B, K), means (B, D), summed covariances by the regimes' shares (K, D, D)."""
@@ -240,8 +245,8 @@ class SwitchingLinear(Part, SwitchingTransition):
         )
 
     def log_prior(self) -> Any:
-        """The chain's."""
-        return self.chain.log_prior()
+        """The chain's and the moves'."""
+        return log_priors([self.chain, *self.dynamics])
 
     def statistics(
         self, counts: Tree, z: Tensor, y: Tensor, spread: Tensor, u: Tree, weights: Tensor, before: Tensor
@@ -349,6 +354,10 @@ class RecurrentSwitchingLinear(Part, SwitchingTransition):
         rows = torch.cat([matrix.expand(*y.shape, -1), y[..., None]], -1)
         return (rows * many.clamp_min(0).sqrt()[..., None]).flatten(-3, -2)
 
+    def log_prior(self) -> Any:
+        """The moves'."""
+        return log_priors(self.dynamics)
+
     def statistics(
         self, counts: Tree, z: Tensor, y: Tensor, spread: Tensor, u: Tree, weights: Tensor, before: Tensor
     ) -> Hybrids:
@@ -400,6 +409,9 @@ class SwitchingEmission(Part):
     Raises:
         StatespanError: vectors of different width.
 
+    Source:
+        Barber, Bayesian Reasoning and Machine Learning 2012, section 25.1.
+
     Example:
         >>> import statespan as ss
         >>> SwitchingEmission(ss.Linear(3, 2)).affine(None).matrix.shape
@@ -416,6 +428,10 @@ class SwitchingEmission(Part):
     def affine(self, u: Tree) -> Affine:
         """Of every regime, (1 or K, ...) or (T, B, 1 or K, ...)."""
         return affines(self.vectors, u)
+
+    def log_prior(self) -> Any:
+        """The sum of the parts'."""
+        return log_priors(self.vectors)
 
     def statistics(self, z: Tensor, y: list[Tensor], spread: list[Tensor], u: Tree, weights: list[Tensor]) -> tuple:
         """Expected sums over steps of each part, for `maximize`: each has its own observations and weights (T, B)."""
