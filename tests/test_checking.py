@@ -268,18 +268,31 @@ def test_the_picture_of_a_normal_state_has_nis_and_the_cumulated_sum():
 
 
 def test_verdicts_are_calibrated_where_the_model_is_true():
-    """Of 25 sequences of symbols from the model, whose residuals are drawn, each test calls out a few."""
+    """Of 25 sequences of symbols from the model, whose residuals are drawn, each test calls out a few; few have any."""
     symbols = ss.hmm(
         initial=[0.5, 0.5],
         transition=[[0.9, 0.1], [0.2, 0.8]],
         emission=ss.Categorical(probs=[[0.6, 0.3, 0.1], [0.1, 0.2, 0.7]]),
     )
     called: dict[str, int] = {}
+    doubts = 0
     for y in symbols.sample(25, 60, seed=5)[1]:
         found = ss.check(symbols, y, simulations=10).verdicts()
-        for test, of, verdict in zip(found["test"], found["of"], found["verdict"], strict=True):
-            called[test + of] = called.get(test + of, 0) + (verdict != "fits")
+        for test, of, p in zip(found["test"], found["of"], found["p"], strict=True):
+            called[test + of] = called.get(test + of, 0) + (p < 0.05)
+        doubts += any(verdict != "fits" for verdict in found["verdict"])
     assert len(called) == 9 and max(called.values()) <= 5 and sum(called.values()) >= 2, called
+    assert doubts <= 4  # 1 in 20 on average; 5 or more of 25 are less likely than 1 in 100
+
+
+def test_p_values_are_corrected_for_their_number():
+    from statsmodels.stats.multitest import multipletests
+
+    from statespan.checks.verdicts import holm
+
+    p = [*torch.rand(12, generator=torch.Generator().manual_seed(0)).square().tolist(), 0.0, 0.0, 1e-4, 1.0]
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist(), abs=1e-15)
+    assert holm([]) == []
 
 
 def test_verdicts_name_what_is_wrong():

@@ -81,6 +81,8 @@ class Check(NamedTuple):
     def verdicts(self, names: Sequence[str] | None = None) -> dict[str, list[Any]]:
         """Columns for a data frame, one row a test: where its value should lie, its p-value, and what that means.
 
+        The verdicts go by p-values that are corrected for the number of tests (Holm).
+
         Args:
             names: of the observed columns; None: 0, 1, ...
         """
@@ -186,14 +188,19 @@ class Check(NamedTuple):
 
     def __str__(self) -> str:
         """A line a test."""
+        from statespan.checks.verdicts import conclusion
+
         found = self.verdicts()
         rows = zip(
-            *(found[name] for name in ("test", "of", "value", "low", "high", "p", "verdict", "means")), strict=True
+            *(found[name] for name in ("test", "of", "value", "low", "high", "p", "corrected", "verdict", "means")),
+            strict=True,
         )
-        return "\n".join(
-            f"{test}{f' of {of}' if of else ''} {value:.4g} ({low:.4g} to {high:.4g}), p = {p:.3f}: {verdict}; {means}"
-            for test, of, value, low, high, p, verdict, means in rows
-        )
+        lines = [
+            f"{test}{f' of {of}' if of else ''} {value:.4g} ({low:.4g} to {high:.4g}), "
+            f"p = {p:.3f}, corrected {corrected:.3f}: {verdict}; {means}"
+            for test, of, value, low, high, p, corrected, verdict, means in rows
+        ]
+        return "\n".join([*lines, conclusion(found)])
 
     def plot(self, column: int = 0, name: str = "") -> Any:
         """Draw the residuals in time, their quantiles, histogram and autocorrelation, occupancy and dwell times.

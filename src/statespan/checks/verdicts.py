@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FEWEST = 6
 """Of fewer residuals nothing is said."""
 DOUBTFUL, WRONG = 0.05, 0.01
-"""Below these a p-value is a doubt, and speaks against the model."""
+"""Below these a corrected p-value is a doubt, and speaks against the model."""
 
 
 class Words(NamedTuple):
@@ -82,11 +82,13 @@ class Row(NamedTuple):
 
 
 def verdicts(found: "Check", names: Sequence[str] | None = None) -> dict[str, list[Any]]:
-    r"""Columns for a data frame, one row a test: `test`, `of`, `value`, `low`, `high`, `p`, `verdict`, `means`.
+    r"""Columns for a data frame, one row a test: test, of, value, low, high, p, corrected, verdict, means.
 
     Were the model true, a value would lie between `low` and `high` 95 times in 100; `p` is the probability of one as
-    far out. `verdict` is "fits", "doubtful" (p below 0.05) or "does not fit" (p below 0.01). Discrete observations are
-    tested by residuals drawn between `lower` and `upper`, which are standard normal if the model is true.
+    far out, and `corrected` the same for that many tests (`holm`). `verdict` is "fits", "doubtful" (corrected p below
+    0.05) or "does not fit" (below 0.01): of 100 true models at most one has any test that does not fit. Discrete
+    observations are tested by residuals drawn between `lower` and `upper`, which are standard normal if the model is
+    true.
 
     Args:
         found: what `check` returned.
@@ -94,7 +96,7 @@ def verdicts(found: "Check", names: Sequence[str] | None = None) -> dict[str, li
 
     Source:
         Dunn and Smyth, "Randomized quantile residuals", Journal of Computational and Graphical Statistics 5, 1996;
-        cumulated sums: Brown, Durbin and Evans 1975; the other tests as in `Check.tests`.
+        cumulated sums: Brown, Durbin and Evans 1975; many tests: Holm 1979; the other tests as in `Check.tests`.
 
     Example:
         >>> import statespan as ss
@@ -114,28 +116,48 @@ def verdicts(found: "Check", names: Sequence[str] | None = None) -> dict[str, li
         rows += _of_column(sound, d, name, z, found.nis is not None and residuals.shape[1] == 1)
     if found.occupancy is not None and found.occupancy_deviation is not None:
         each = zip(*found.occupancy, found.occupancy_deviation, strict=True)
-        states = [_normal("occupancy", f"state {k}", *map(float, one)) for k, one in enumerate(each)]
-        rows += [row._replace(p=min(1.0, row.p * len(states))) for row in states]
+        rows += [_normal("occupancy", f"state {k}", *map(float, one)) for k, one in enumerate(each)]
     columns: dict[str, list[Any]] = {name: [row[i] for row in rows] for i, name in enumerate(Row._fields)}
-    judged = [_judged(row) for row in rows]
-    return columns | {"verdict": [x for x, _ in judged], "means": [x for _, x in judged]}
+    corrected = holm(columns["p"])
+    judged = [_judged(row, p) for row, p in zip(rows, corrected, strict=True)]
+    return columns | {"corrected": corrected, "verdict": [x for x, _ in judged], "means": [x for _, x in judged]}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """P-values of several tests, however they depend on each other, corrected for how many they are.
+
+    The least times their number n, the next times n - 1, and so on, none below one before it, and at most 1.
+
+    Source:
+        Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+
+    Example:
+        >>> holm([0.04, 0.01, 0.5])
+        [0.08, 0.03, 0.5]
+    """
+    order = sorted(range(len(p)), key=p.__getitem__)
+    corrected, least = [0.0] * len(p), 0.0
+    for tests, i in zip(range(len(p), 0, -1), order, strict=True):
+        least = corrected[i] = min(1.0, max(least, p[i] * tests))
+    return corrected
 
 
 def conclusion(found: dict[str, list[Any]]) -> str:
     """One line on all verdicts."""
     many, count = len(found["verdict"]), found["verdict"].count
     if not count("does not fit"):
-        doubts = f"; doubtful: {count('doubtful')}, by chance 1 in 20" if count("doubtful") else ""
-        return f"no test of {many} speaks against the model{doubts}"
-    return f"tests that speak against the model: {count('does not fit')} of {many}; by chance 1 in 100 does"
+        doubts = f"; doubtful: {count('doubtful')}" if count("doubtful") else ""
+        return f"no test of {many} speaks against the model{doubts}; p corrected for {many} tests (Holm)"
+    against = f"tests that speak against the model: {count('does not fit')} of {many}"
+    return f"{against}; p corrected for {many} tests (Holm): of a true model 1 data set in 100 has any"
 
 
-def _judged(row: Row) -> tuple[str, str]:
+def _judged(row: Row, p: float) -> tuple[str, str]:
     words = WORDS[row.test]
-    if row.p >= DOUBTFUL:
+    if p >= DOUBTFUL:
         return "fits", words.fits
     means = words.below if words.below and row.value < (row.low + row.high) / 2 else words.above
-    return "doubtful" if row.p >= WRONG else "does not fit", means
+    return "doubtful" if p >= WRONG else "does not fit", means
 
 
 def _of_column(found: "Check", d: int, name: str, z: Tensor, spread_is_known: bool) -> list[Row]:

@@ -12,6 +12,7 @@ from statespan.cli.data import (
     Every,
     Inputs,
     Json,
+    Missing,
     ModelFile,
     Out,
     Plot,
@@ -44,13 +45,15 @@ def check(
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
+    missing: Missing = "",
     out: Out = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Whether the model fits: a row a test, and what it means.
 
-    Best on data that the model was not fitted to. The picture is of the column that fits worst.
+    Verdicts go by p-values that are corrected for the number of tests (Holm). Best on data that the model was not
+    fitted to. The picture is of the column that fits worst.
 
     statespan check model.safetensors weather.csv --plot check.png
 
@@ -62,7 +65,7 @@ def check(
 
     if skip < 0 or simulations < 2:
         raise StatespanError(f"--skip {skip} --simulations {simulations}: give 0 and 2, or more")
-    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, None, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, None, as_json, missing)
     with located(asked.data):
         found = examine(asked.model, asked.y, simulations, seed=seed, inputs=asked.inputs, skip=skip or None)
     names = list(asked.data.columns.names)
@@ -80,13 +83,13 @@ def check(
 
 def _show(table: dict[str, list[Any]]) -> None:
     """The tests without what they mean, and that of those which do not fit below: no wider than a terminal."""
-    cells = [[screen.cell(x) for x in table[name]] for name in ("test", "of", "value", "low", "high", "p", "verdict")]
+    names = ("test", "of", "value", "low", "high", "p", "corrected", "verdict")
+    cells = [[screen.cell(x) for x in table[name]] for name in names]
     rows = [
-        [test, of, value, f"{low} to {high}", p, said]
-        for test, of, value, low, high, p, said in zip(*cells, strict=True)
+        [test, of, value, f"{low} to {high}", *said] for test, of, value, low, high, *said in zip(*cells, strict=True)
     ]
     shown = screen.console()
-    shown.print(screen.tabulate(["test", "of", "value", "should be", "p", "verdict"], rows))
+    shown.print(screen.tabulate(["test", "of", "value", "should be", "p", "corrected", "verdict"], rows))
     for test, of, verdict, means in zip(*(table[name] for name in ("test", "of", "verdict", "means")), strict=True):
         if verdict != "fits":
             shown.print(f"\n{' of '.join(filter(None, (test, of)))}: {means}", markup=False)
