@@ -166,6 +166,10 @@ def test_a_settled_covariance_is_kept_once_and_spread_when_it_is_asked_for():
     assert_close(found.covariance, always.covariance, rtol=0, atol=1e-12)
     assert_close(found.mean, always.mean, rtol=0, atol=1e-11)
     assert found.covariance is found.covariance
+    assert_close(found.log_prob, always.log_prob, rtol=1e-12, atol=0)
+    smoothed, each = (model.smooth(y, method=m) for m in (None, ss.Kalman(steady=0.0)))
+    assert_close(smoothed.mean, each.mean, rtol=0, atol=1e-11)
+    assert_close(smoothed.covariance, each.covariance, rtol=0, atol=1e-12)
     assert kept.draw().mean.shape == kept.point().shape
 
 
@@ -253,6 +257,21 @@ def test_a_coordinate_that_others_determine_adds_nothing():
         assert_close(found.log_prob, small.log_prob(y).detach(), rtol=1e-12, atol=1e-12)
         assert_close(found.mean, y[..., :1], rtol=0, atol=1e-12)
         assert full.log_prob(wide + torch.tensor([0.0, 0.1, 0.0]), method=method).isneginf().all()
+
+
+def test_the_gradient_of_a_long_series_is_that_of_its_value():
+    """Over 600 steps the recursion backwards must not let rounding grow."""
+    torch.manual_seed(9)
+    model = ss.linear_gaussian(dynamics=0.95 * torch.linalg.qr(normal(9, 9))[0], observation=normal(3, 9))
+    y, along, step = normal(1, 600, 3), normal(9, 9), 1e-5
+    (gradient,) = torch.autograd.grad(model.log_prob(y).sum(), [model.transition.matrix])
+    values = []
+    with torch.no_grad():
+        for sign in (1, -1):
+            model.transition.matrix += sign * step * along
+            values.append(model.log_prob(y).sum())
+            model.transition.matrix -= sign * step * along
+    assert_close((gradient * along).sum(), (values[0] - values[1]) / (2 * step), rtol=1e-5, atol=0)
 
 
 def test_float32_is_computed_in_double():

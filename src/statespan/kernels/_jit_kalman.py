@@ -40,7 +40,19 @@ INNER = {**OPTIONS, "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper
 #: Compiled into its callers, without the counting of references, which takes most of the time that compiling takes.
 inner = njit(**INNER)
 
+#: Fewer series than this are done one by one: most lanes would be empty.
+FEW = 4
+
+#: A settled series is not cut into shorter runs than this.
+RUN = 64
+
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+#: Called only by other loops: what Python would need to call it is left out.
+helper = njit(**{**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True})
+
+#: Called at one place: compiled there alone, as what is called is compiled by itself and then with the caller again.
+inlined = njit(inline="always", **OPTIONS)
 
 #: What is asked for.
 FILTERED, PREDICTED, LAST, PAIRS = 1, 2, 4, 8
@@ -272,24 +284,25 @@ def largest_change(a, b, size):
 # ---------------------------------------------------------------------------------------------------- the filter
 
 
-@compiled
+@inlined
 def forward_covariances(
-    A, q, b, C, r, g, t0, most, length, steady, X, after, step, log, certain, gains, rest, smooth, wanted, write,
-    roots, ahead_roots, marks, mark, last_roots
+    A, q, b, C, r, g, t0, most, length, steady, constant, X, after, step, log, certain, gains, rest, smooth, wanted,
+    write, roots, ahead_roots, marks, first, final, last_roots
 ):  # fmt: skip
     """Covariances of at most so many steps from t0 on, where X is the predicted root; how many, whether they settled.
 
     Of each step the matrix that takes (y, offset, mean before) to (mean, predicted mean where it is asked for, what
-    must be white): the log-determinant, and how many coordinates of y others determine, whose rows, the last, must be
-    zero. The offset is the move's, or 1 where it never changes. With `smooth` also what z_t has of z_{t+1} and what it
-    keeps of its own. Roots asked for are written for group g, those of the steps before `marks` from place `mark` on.
+    must be white); `log`, what log p has beside the squares of that, negated; and how many coordinates of y others
+    determine, whose rows, the last, must be zero. The offset is the move's, or 1 where it never changes. With `smooth`
+    also what z_t has of z_{t+1} and what it keeps of its own. Roots asked for are written for group g, and those of the
+    steps before the marks of `first` ... `final` - 1.
     """
     D, E, M, N = A.shape[3], C.shape[2], r.shape[3], q.shape[3]
     wide, tall, high = padded(D), padded(E), padded(D + max(D, E)) + 8
     offsets, ahead = offsets_of(b), (D if wanted & PREDICTED else 0)
     rows = D + ahead + E
     size, before_y, inputs = padded(rows), rows - E, E + offsets + D
-    full = write and (wanted & FILTERED or len(marks) > 0)
+    full = write and (wanted & FILTERED or final > first)
     W, H, unwhite = np.zeros((D + max(M, N), high)), np.zeros(D * size), np.zeros(E * tall)
     before, turn, shown, unit = np.zeros(D * wide), np.zeros(D * wide), np.zeros(D * tall), np.zeros(E * tall)
     pivots, order = np.zeros(D + max(D, E), np.int64), np.zeros(D + E, np.int64)
@@ -328,7 +341,7 @@ def forward_covariances(
                     off -= peek(W, k * high + i) * peek(unwhite, j * tall + k)
                 poke(step, at + j * size + before_y + p, off)
             p += 1
-        poke(log, n, x - HALF_LOG_TWO_PI * (E - count))
+        poke(log, n, x - HALF_LOG_TWO_PI * (E - count) - constant)
         poke(certain, n, E - count)
         # What y - C x says is subtracted from x, the predicted mean; then x is what the move makes of the mean before.
         multiply(step, at, size, rows, E, shown, 0, tall, D, False, H, 0, size)
@@ -350,9 +363,9 @@ def forward_covariances(
         take_root(W, E, count, columns, after, 0, D)
         if write and wanted & FILTERED:
             by_rows(after, 0, wide, D, D, roots, place(roots, t, g))
-        for k in range(len(marks)):
+        for k in range(first, final):
             if marks[k] == t + 1:
-                by_rows(after, 0, wide, D, D, last_roots, (mark + k) * D * D)
+                by_rows(after, 0, wide, D, D, last_roots, k * D * D)
         if t + 1 == length:
             return n + 1, False
         # [A X, q] to X; with [X, 0] below it, to the gain times X and what is left.
@@ -376,18 +389,18 @@ def forward_covariances(
     return most, False
 
 
-@compiled
+@inlined
 def backward_covariances(
-    A, b, g, t0, t1, own, begin, steady, later, gains, rest, back, write, roots, wanted_pairs, pairs
+    A, b, g, t0, t1, own, begin, steady, later, gains, rest, back, write, spread, roots, wanted_pairs, pairs
 ):  # fmt: skip
     """The steps t1 - 1 ... t0: of each the matrix that takes (filtered mean, offset, smoothed mean after) to smoothed.
 
     The smoothed roots are written in column `write` (none below 0); `later` is that of t1, at the `begin` as filtered.
     Gives the step at which they had settled, whose root the steps before it down to own - 1 have too, else -1; it is
-    written where the columns are those of single series.
+    written in all of them with `spread`.
     """
     D = A.shape[3]
-    wide, filled, offsets, spread = padded(D), own - 1, offsets_of(b), roots.shape[1] > 1
+    wide, filled, offsets = padded(D), own - 1, offsets_of(b)
     V, turn, square, joint = np.zeros((2 * D, wide)), np.zeros(D * wide), np.zeros(D * wide), np.zeros(D * wide)
     pivots, v, sizes, dot = np.zeros(D, np.int64), np.zeros(2 * D), np.zeros(wide), np.zeros(8)
     lanes = width(V)
@@ -462,13 +475,14 @@ def matvec(M, at, stride, columns, x, begin):
     return add(first, other)
 
 
-@compiled
+@helper
 def one_series(
-    s, t0, t1, end, filled, last, b, y, step, log, certain, back, now, wanted, log_prob, means, ahead
+    s, base, t0, t1, end, filled, b, y, step, log, certain, back, now, wanted, log_prob, means, ahead
 ):  # fmt: skip
     """Means of a series, a vector's coordinates in the lanes: filtered from step t0 to t1, smoothed from `end` to t0.
 
     Either may be empty. `now`: the mean before t0, then that of t1 - 1; or the smoothed one of `end`, then of t0.
+    The matrices are those of the steps from `base` to `filled`, the last for those after it too.
     """
     B, E, D, offsets = y.shape[1], y.shape[2], b.shape[2], offsets_of(b)
     extra = D if wanted & PREDICTED else 0
@@ -480,7 +494,7 @@ def one_series(
     poke(x, E, 1.0)
     poke(x, there + E, 1.0)
     for t in range(t0, t1):
-        n, row = min(t, filled) - t0, t * B + s
+        n, row = min(t, filled) - base, t * B + s
         at, loose = n * (first + D) * size, rows - peek(certain, n)
         copy(y, row * E, x, here, E)
         if moving(b):
@@ -510,7 +524,7 @@ def one_series(
     poke(x, D, 1.0)
     poke(x, there + D, 1.0)
     for t in range(end - 1, t0 - 1, -1):
-        at, row = (min(t, filled) - t0) * (first + D) * wide, (t * B + s) * D
+        at, row = (min(t, filled) - base) * (first + D) * wide, (t * B + s) * D
         copy(means, row, x, here, D)
         if moving(b):
             copy(b, place_of(b, t + 1, s), x, here + D, D)
@@ -543,62 +557,70 @@ def times(M, at, stride, rows, columns, x, out):
 
 
 @inner
-def take(source, begin, size, target, to):
-    """Vectors that lie one after the other from `begin` on: coordinate k of series i to target[k, i]."""
+def take(source, begin, size, step, target, to):
+    """Vectors that begin `step` apart, from `begin` on: coordinate k of the i-th to target[k, i]."""
     lanes = width(target)
-    if size == 1:
+    if step == 1:
         store(target, to, load(source, begin))
         return
     whole = size // 4 * 4
     for k in range(0, whole, 4):
-        gather_four(source, begin + k, size, target, to + k * lanes)
+        gather_four(source, begin + k, step, target, to + k * lanes)
     for k in range(whole, size):
-        store(target, to + k * lanes, gather(source, begin + k, size))
+        store(target, to + k * lanes, gather(source, begin + k, step))
 
 
 @inner
-def put(source, at, size, target, begin):
+def put(source, at, size, target, begin, step):
     """The reverse, to `begin` and on."""
     lanes = width(source)
-    if size == 1:
+    if step == 1:
         store(target, begin, load(source, at))
         return
     whole = size // 4 * 4
     for k in range(0, whole, 4):
-        scatter_four(target, begin + k, size, source, at + k * lanes)
+        scatter_four(target, begin + k, step, source, at + k * lanes)
     for k in range(whole, size):
-        scatter(target, begin + k, size, load(source, at + k * lanes))
+        scatter(target, begin + k, step, load(source, at + k * lanes))
 
 
 @inner
-def take_offset(b, t, s, target, to):
-    """The offset of the move into step t, for series from s on."""
-    if b.shape[1] > 1:
-        take(b, place_of(b, t, s), b.shape[2], target, to)
+def take_offset(b, t, s, skip, across, target, to):
+    """The offsets of the moves into step t + skip i for series s + across i."""
+    steps, series, D = b.shape[0], b.shape[1], b.shape[2]
+    step = (skip * series if steps > 1 else 0) + (across if series > 1 else 0)
+    if step > 0:
+        take(b, place_of(b, t, s), D, step * D, target, to)
         return
-    for i in range(b.shape[2]):
-        store(target, to + i * width(target), splat(b, place_of(b, t, 0) + i))
+    for i in range(D):
+        store(target, to + i * width(target), splat(b, place_of(b, t, s) + i))
 
 
-@compiled
+@helper
 def many_series(
-    low, high, t0, t1, end, filled, last, b, y, step, log, certain, back, now, wanted, log_prob, means, ahead
+    low, high, skip, base, t0, t1, end, filled, last, b, y, step, log, certain, back, now, wanted, log_prob, means,
+    ahead
 ):  # fmt: skip
-    """As `one_series`, series low ... high - 1 each in a lane. Filtered means before step `last` lie by lanes."""
+    """As `one_series`, series low ... high - 1 each in a lane, or with `skip` step t + i skip of `low` in lane i.
+
+    Of series, filtered means before step `last` lie by lanes; means are written only where they are wanted.
+    """
     B, E, D, lanes, offsets = y.shape[1], y.shape[2], b.shape[2], width(now), offsets_of(b)
+    across = 1 if skip == 0 else 0
+    hop = skip * B + across
     extra = D if wanted & PREDICTED else 0
     rows, wide, block = D + extra + E, padded(D), D * lanes
     size, columns = padded(rows), E + offsets + D
     x, out = np.zeros((max(D, E) + offsets + D) * lanes), np.zeros(size * lanes)
     store(x, E * lanes, fill(x, 1.0))
     for t in range(t0, t1):
-        n = min(t, filled) - t0
+        n = min(t, filled) - base
         at, loose = n * columns * size, rows - peek(certain, n)
         for s in range(low, high, lanes):
             mean, row = (s - low) * D, t * B + s
-            take(y, row * E, E, x, 0)
+            take(y, row * E, E, hop * E, x, 0)
             if moving(b):
-                take_offset(b, t, s, x, E * lanes)
+                take_offset(b, t, s, skip, across, x, E * lanes)
             for i in range(0, block, lanes):
                 store(x, (E + offsets) * lanes + i, load(now, mean + i))
             times(step, at, size, rows, columns, x, out)
@@ -606,37 +628,212 @@ def many_series(
             for i in range((rows - E) * lanes, loose * lanes, lanes):
                 z = load(out, i)
                 squares = fma(z, z, squares)
-            store(log_prob, row, sub(mul(squares, fill(out, -0.5)), fill(out, peek(log, n))))
+            squares = sub(mul(squares, fill(out, -0.5)), fill(out, peek(log, n)))
+            if hop == 1:
+                store(log_prob, row, squares)
+            else:
+                scatter(log_prob, row, hop, squares)
             for i in range(loose, rows):
                 for lane in range(lanes):
                     if doubtful(step, at + i, size, columns, x, lane, lanes, peek(out, i * lanes + lane)):
-                        poke(log_prob, row + lane, -np.inf)
+                        poke(log_prob, row + lane * hop, -np.inf)
             for i in range(0, block, lanes):
                 store(now, mean + i, load(out, i))
             if extra:
-                put(out, block, D, ahead, row * D)
+                put(out, block, D, ahead, row * D, hop * D)
             if wanted & FILTERED:
                 if t < last:
                     for i in range(0, block, lanes):
                         store(means, row * D + i, load(out, i))
                 else:
-                    put(out, 0, D, means, row * D)
+                    put(out, 0, D, means, row * D, hop * D)
     store(x, D * lanes, fill(x, 1.0))
     columns = D + offsets + D
     for t in range(end - 1, t0 - 1, -1):
-        at = (min(t, filled) - t0) * columns * wide
+        at = (min(t, filled) - base) * columns * wide
         for s in range(low, high, lanes):
             mean, row = (s - low) * D, (t * B + s) * D
-            for i in range(0, block, lanes):
-                store(x, i, load(means, row + i))
+            if t < last:
+                for i in range(0, block, lanes):
+                    store(x, i, load(means, row + i))
+            else:
+                take(means, row, D, hop * D, x, 0)
             if moving(b):
-                take_offset(b, t + 1, s, x, block)
+                take_offset(b, t + 1, s, skip, across, x, block)
             for i in range(0, block, lanes):
                 store(x, block + offsets * lanes + i, load(now, mean + i))
             times(back, at, wide, D, columns, x, out)
             for i in range(0, block, lanes):
                 store(now, mean + i, load(out, i))
-            put(out, 0, D, means, row)
+            if wanted & FILTERED:
+                put(out, 0, D, means, row, hop * D)
+
+
+# ------------------------------------------------------------------------------ a settled series, cut into the lanes
+
+
+@inner
+def forgets(M, at, stride, D, most, power, square):
+    """After how many steps, a power of two up to `most`, the start no longer counts: M^n < 1e-20; else 0."""
+    for j in range(D):
+        for i in range(D):
+            poke(power, j * D + i, peek(M, at + j * stride + i))
+    n = 1
+    while n <= most:
+        largest = 0.0
+        for i in range(D * D):
+            largest = max(largest, abs(peek(power, i)))
+        if largest < 1e-20:
+            return n
+        for j in range(D):
+            for i in range(D):
+                x = 0.0
+                for k in range(D):
+                    x += peek(power, k * D + i) * peek(power, j * D + k)
+                poke(square, j * D + i, x)
+        copy(square, 0, power, 0, D * D)
+        n *= 2
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------- all of it
+
+
+@compiled
+def run_jobs(
+    jobs, begin, stop, A, b, q, C, r, y, mean, root, chunk, steady, constant, smooth, wanted, shared, marks, found,
+    which, log_prob, means, roots, ahead, ahead_roots, last_roots, pairs
+):  # fmt: skip
+    """Filters the groups `begin` ... `stop` - 1, and with `smooth` smooths them, in the same room.
+
+    A job is (low, high, group, length, write, first, final): series low ... high - 1, their steps, the column of roots
+    they write (-1: none), and which marks are theirs; filtered roots of the steps before those are written too.
+    Where all series share covariances, `found` is how many steps have roots of their own and from where back the
+    smoothed ones have settled, and `which` the root of each step.
+
+    The means of a single series, once its matrices have settled, are those of eight runs of it side by side, each from
+    a start found by as many steps as it takes to forget one of zero.
+    """
+    D, E, lanes, offsets = A.shape[3], y.shape[2], width(mean), offsets_of(b)
+    rows = D + E + (D if wanted & PREDICTED else 0)
+    wide, size = padded(D), padded(rows)
+    step, log, certain = np.empty(chunk * (E + offsets + D) * size), np.empty(chunk), np.empty(chunk, np.int64)
+    longest = 0
+    for i in range(begin, stop):
+        longest = max(longest, jobs[i, 3])
+    gains = np.empty(longest * D * wide if smooth else 0)
+    rest = np.empty(longest * D * wide if smooth else 0)
+    back = np.empty(chunk * (D + offsets + D) * wide if smooth else 0)
+    X, after = np.zeros(D * wide), np.zeros(D * wide)
+    power, square, ends = np.zeros(D * D), np.zeros(D * D), np.zeros(D * lanes)
+    for i in range(begin, stop):
+        low, high, g, length, write = jobs[i, 0], jobs[i, 1], jobs[i, 2], jobs[i, 3], jobs[i, 4]
+        first, final = jobs[i, 5], jobs[i, 6]
+        now = np.zeros((high - low) * D)
+        together = high - low >= FEW
+        if together:
+            for s in range(low, high, lanes):
+                take(mean, s * D, D, D, now, (s - low) * D)
+        else:
+            copy(mean, low * D, now, 0, (high - low) * D)
+        for k in range(D * wide):
+            poke(X, k, 0.0)
+        by_columns(root, (g if root.shape[0] > 1 else 0) * D * D, D, D, 1.0, X, 0, wide)
+        t0, newest, own, late, backwards = 0, 0, length, -1, False
+        while t0 >= 0:
+            if not backwards:
+                steps, settled = forward_covariances(
+                    A, q, b, C, r, g, t0, min(chunk, length - t0), length, steady, constant, X, after, step, log,
+                    certain, gains, rest, smooth, wanted, write >= 0 and not smooth, roots, ahead_roots, marks, first,
+                    final, last_roots,
+                )  # fmt: skip
+                t1 = t0 + steps
+                if settled:
+                    own, t1 = t1, length
+            else:
+                t1 = min(t0 + chunk if t0 < newest else length, length - 1)
+                known = backward_covariances(
+                    A, b, g, t0, t1, own, t0 == newest, steady, after, gains, rest, back, write, not shared, roots,
+                    bool(wanted & PAIRS), pairs,
+                )  # fmt: skip
+                late = max(late, known)
+            filled, last = own - 1, length - 1 if smooth and together else 0
+            if together:
+                many_series(
+                    low, high, 0, t0, t0, t0 if backwards else t1, t1 if backwards else 0, filled, last, b, y, step,
+                    log, certain, back, now, wanted, log_prob, means, ahead,
+                )  # fmt: skip
+            else:
+                # Settled steps from `cut` on, of which each lane takes a run, and what is left over.
+                cut = min(max(own - 1 if backwards else own, t0), t1)
+                run = (t1 - cut) // lanes
+                warm = 0
+                if run >= RUN and backwards:
+                    at = ((filled - t0) * (D + offsets + D) + D + offsets) * wide
+                    warm = forgets(back, at, wide, D, run // 4, power, square)
+                elif run >= RUN:
+                    at = ((filled - t0) * (E + offsets + D) + E + offsets) * size
+                    warm = forgets(step, at, size, D, run // 4, power, square)
+                run = run if warm > 0 else 0
+                over = cut + run * lanes
+                for s in range(low, high):
+                    before = now[(s - low) * D : (s - low + 1) * D]
+                    for turn in range(2):
+                        a, z = (over, t1) if backwards == (turn == 0) else (t0, cut)
+                        one_series(
+                            s, t0, a, a if backwards else z, z if backwards else 0, filled, b, y, step, log, certain,
+                            back, before, wanted, log_prob, means, ahead,
+                        )  # fmt: skip
+                        if turn == 1 or run == 0:
+                            continue
+                        for k in range(D * lanes):
+                            poke(ends, k, 0.0)
+                        for real in range(2):
+                            # What each run ends with, by its last steps alone; then all, from where those before end.
+                            a = cut if real or backwards else cut + run - warm
+                            z = cut + warm if backwards and not real else cut + run
+                            asked = wanted if real else wanted & PREDICTED
+                            many_series(
+                                s, s + 1, run, t0, a, a if backwards else z, z if backwards else 0, filled, 0, b, y,
+                                step, log, certain, back, ends, asked, log_prob, means, ahead,
+                            )  # fmt: skip
+                            for k in range(0, D * lanes, lanes):
+                                if backwards:
+                                    edge = peek(ends, k)
+                                    for lane in range(lanes - 1):
+                                        poke(ends, k + lane, peek(ends, k + lane + 1))
+                                    poke(ends, k + lanes - 1, peek(before, k // lanes))
+                                else:
+                                    edge = peek(ends, k + lanes - 1)
+                                    for lane in range(lanes - 1, 0, -1):
+                                        poke(ends, k + lane, peek(ends, k + lane - 1))
+                                    poke(ends, k, peek(before, k // lanes))
+                                if real:
+                                    poke(before, k // lanes, edge)
+            if backwards:
+                t0 = t0 - chunk
+            elif t1 < length:
+                t0 = t1
+            else:
+                newest, backwards = t0, True
+                if not smooth:
+                    t0 = -1
+        if not smooth:
+            for k in range(first, final):
+                if marks[k] > own:
+                    by_rows(after, 0, wide, D, D, last_roots, k * D * D)
+            if not shared:
+                for t in range(own, length):
+                    if wanted & FILTERED:
+                        copy(roots, place(roots, own - 1, write), roots, place(roots, t, write), D * D)
+                    if wanted & PREDICTED:
+                        here = place(ahead_roots, own - 1, write)
+                        copy(ahead_roots, here, ahead_roots, place(ahead_roots, t, write), D * D)
+        if write >= 0 and shared:
+            found[0], found[1] = own, late
+            again = late if late >= 0 else length
+            for t in range(len(which)):
+                which[t] = min(t, own - 1) + max(t - again, 0)
 
 
 # --------------------------------------------------------------------------------------------------- the gradient
@@ -862,6 +1059,12 @@ def gradient_group(
                 for k in range(E):
                     sum_ += shown[k, i] * ED[k, j] + 0.5 * (gB[i, k] * shown[k, j] + shown[k, i] * gB[j, k])
                 hP[i, j] = sum_
+        # Rounding leaves a part that is not symmetric, which this recursion would let grow.
+        for i in range(D):
+            for j in range(i):
+                x = 0.5 * (hP[i, j] + hP[j, i])
+                hP[i, j] = x
+                hP[j, i] = x
     for s in range(count):
         for d in range(D):
             dmean[first + s, d] += gm[s, d]

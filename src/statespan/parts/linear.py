@@ -1,5 +1,6 @@
 """Linear Gaussian parts: how a vector moves and what it emits."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -88,11 +89,17 @@ def inverse(scale: Tensor) -> Tensor:
     return torch.linalg.pinv(scale, rtol=10 * scale.shape[-1] * torch.finfo(scale.dtype).eps)
 
 
+@functools.cache
+def _below(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1 on and below the diagonal, 0 above."""
+    with torch.inference_mode(False):
+        return torch.ones(size, size, dtype=dtype, device=device).tril()
+
+
 def root(scale: Tensor) -> Tensor:
     """The lower triangle of a free matrix as a covariance's root: columns turned so that no diagonal is negative."""
-    i = torch.arange(scale.shape[-1], device=scale.device)
-    triangle = torch.where(i[:, None] >= i, scale, 0.0)  # `tril` wakes all of torch's threads, however small it is
-    return torch.where(triangle.diagonal(dim1=-2, dim2=-1)[..., None, :] < 0, -triangle, triangle)
+    diagonal = scale.detach().diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
+    return scale * torch.copysign(_below(scale.shape[-1], scale.dtype, scale.device), diagonal)
 
 
 def radius(matrix: Tensor) -> Tensor:
