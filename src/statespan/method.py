@@ -107,6 +107,7 @@ class Method(ABC):
 
     `accepts` names the interface it needs of each part: (initial, transition, emission).
     `scores_from` names the fields of `Trace` that `score` and `paths` read, `watches` those that `mend` does.
+    `takes_labels` says whether there are states that `states=` can name.
 
     `docs/design.md` shows a whole one.
 
@@ -122,6 +123,7 @@ class Method(ABC):
     accepts: ClassVar[tuple[type, type, type]]
     scores_from: ClassVar[frozenset[str]] = frozenset()
     watches: ClassVar[frozenset[str]] = frozenset()
+    takes_labels: ClassVar[bool] = True
 
     @abstractmethod
     def constants(self, model: "statespan.model.StateSpace") -> Tree:
@@ -465,7 +467,13 @@ def total(
 def prepare(
     model: "statespan.model.StateSpace", method: Method, data: Sequences, constants: Tree = None, belief: Any = None
 ) -> Prepared:
-    """`method.prepare` with the lengths beside it, and before the data what `belief` remembers."""
+    """`method.prepare` with the lengths beside it, and before the data what `belief` remembers.
+
+    Raises:
+        StatespanError: states are labelled, and the method has none to name.
+    """
+    if data.states is not None and not method.takes_labels:
+        raise StatespanError(f"{type(method).__name__} takes no labelled states; leave states= out")
     constants = method.constants(model) if constants is None else constants
     data = data if belief is None else method.resume(model, data, belief)
     return Prepared(*method.prepare(model, constants, data), data.lengths)

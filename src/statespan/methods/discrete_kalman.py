@@ -71,6 +71,7 @@ class DiscreteKalman(Method):
     """
 
     accepts = (GaussianInitial, LinearPart, PredictedEmission)
+    takes_labels = False
 
     def __init__(self, update: Update | None = None, passes: int = 0):
         if passes < 0:

@@ -108,6 +108,7 @@ class EnsembleKalman(Method):
     """
 
     accepts = (Generative, Generative, NonlinearPart)
+    takes_labels = False
 
     def __init__(self, members: int = 100, inflation: float = 1.0, localisation: Tensor | None = None):
         if members < 2:

@@ -188,6 +188,7 @@ class Kalman(Method):
     """
 
     accepts = (GaussianInitial, LinearPart, LinearPart)
+    takes_labels = False
 
     def __init__(self, steady: float = 1e-14):
         self.steady = steady

@@ -65,6 +65,7 @@ class Linearised(Method):
     """
 
     accepts = (GaussianInitial, NonlinearPart, NonlinearPart)
+    takes_labels = False
 
     def __init__(self, rule: Linearisation | None = None, iterations: int = 1, passes: int = 0):
         if iterations < 1 or passes < 0:

@@ -55,6 +55,7 @@ class Recurrent(Method):
     """
 
     accepts = (CellInitial, CellTransition, CellEmission)
+    takes_labels = False
     scores_from = frozenset({"predicted"})
 
     def exact(self, model: Any) -> bool:
