@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     error = float(abs(ahead.mean[:, 0].numpy() - y[-24:]).mean())
     print(f"the last two years: {error:.2f} ppm off on average, {100 * inside:.0f} % inside the 95 % interval")
 
-    first = plot_components(ss.decompose(model, y), y, series.index)
+    first = plot_components(ss.decompose(model, y), y, series.index, "CO2 (ppm)")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     first.figure.savefig(arguments.out, dpi=120)
     print(f"wrote {arguments.out}")

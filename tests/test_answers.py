@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch.testing import assert_close
@@ -45,6 +46,28 @@ def test_a_frame_has_a_row_a_step():
     assert apart.frame()["marginals_1_0"] == apart.marginals[:, 1, 0].tolist()
     with pytest.raises(ss.StatespanError, match="samples"):
         model.filter([0, 1], method=ss.ParticleFilter(5)).frame()
+
+
+def test_an_index_of_pandas_stands_beside_the_answer_and_goes_on():
+    days = pd.date_range("2024-03-30", periods=4, tz="Europe/Berlin", name="day")  # a clock changes on the 31st
+    frame = pd.DataFrame({"temp": [0.1, 0.3, math.nan, 0.2]}, index=days)
+    model = ss.level(variance=1.0)
+    assert model.smooth(frame).frame()["day"] == list(days)
+    ahead = model.forecast(frame, steps=2)
+    table = ahead.frame([0.1])
+    assert table["step"] == [4, 5] and table["day"] == list(pd.date_range(days[-1], periods=3)[1:])
+    assert list(table) == ["sequence", "step", "day", "temp_mean", "temp_q10"]
+    assert_close(torch.tensor(table["temp_q10"]), ahead.quantile(0.1)[:, 0], check_dtype=False)
+    both = chain().smooth([pd.Series([0, 1], index=["a", "b"]), pd.Series([2], index=["c"])]).frame()
+    assert both["index"] == ["a", "b", "c"] and both["sequence"] == [0, 0, 1]
+    assert "index" not in chain().smooth(pd.Series([0, 1])).frame()  # which counts the steps, as `step` does
+    assert list(chain().forecast([[0, 1], [1]]).frame())[2:] == ["probs_0", "probs_1", "probs_2"]
+
+
+def test_nothing_follows_what_cannot_be():
+    model = ss.hmm(initial=[1, 0], transition=[[1, 0], [0, 1]], emission=ss.Categorical(probs=[[1, 0], [0, 1]]))
+    with pytest.raises(ss.StatespanError, match="sequence 0, step 1: the model gives this observation probability"):
+        model.forecast([0, 1, 0], steps=2)
 
 
 def test_a_forecast_says_what_it_has():

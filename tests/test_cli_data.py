@@ -133,6 +133,53 @@ def test_a_forecast_goes_on_in_time(statespan, weather, model):  # noqa: F811
     assert (table["temp_q10"] < table["temp_q90"]).all()
 
 
+def test_a_structural_series_by_its_components(statespan, tmp_path, refused):  # noqa: F811
+    y = np.array([1120, 1160, 963, 1210, 1160, 1160, 813, 1230, 1370, 1140, 995, 935, 1110, 994, 1020.0])
+    table = pd.DataFrame({"year": np.arange(1871, 1886), "level": y, "dam": (y < 1000) * 1.0})
+    table.loc[[3, 9], "level"] = -999
+    table.to_csv("n.csv", index=False)
+    given = ("--time", "year", "--columns", "level", "--missing", "-999", "--out", "n.st")
+    code, out, _ = statespan(
+        "fit", "n.csv", "--inputs", "dam", "--model", "level(variance=900) + regression", *given, "--plot", "n.png"
+    )
+    assert code == 0 and "noise.variance" in out and "2 missing" in out and Path("n.png").stat().st_size > 10_000
+    model, y = ss.load("n.st"), table["level"].where(table["level"] > 0).to_numpy()
+    u = table[["dam"]].to_numpy()
+    assert f"log-likelihood {model.log_prob(y, inputs=u).item():,.2f}" in out
+    found = pd.read_csv(StringIO(statespan("decompose", "n.st", "n.csv")[1]))  # the model remembers what is missing
+    assert found.columns.tolist()[2:] == ["model_level", "level_sd", "regression", "regression_sd", "noise"]
+    np.testing.assert_allclose(found["model_level"] + found["regression"] + found["noise"], y)
+    smoothed = model.smooth(y, inputs=u)
+    np.testing.assert_allclose(found["model_level"], smoothed.mean[:, 0])
+    for wrong, line in (
+        ("levl", "did you mean level? choose one of hmm, linear-gaussian, level"),
+        ("level*slope()", "or a sum of level, slope"),
+        ("level + seasonal()", "seasonal: missing 1 required number: 'period'; as in seasonal(12)"),
+        ("level + regression", "name their columns with --inputs"),
+    ):
+        assert line in refused("fit", "n.csv", "--columns", "level", "--missing", -999, "--model", wrong)
+    assert "a series is one column of year, level, dam" in refused(
+        "fit", "n.csv", "--missing", -999, "--model", "level"
+    )
+
+
+def test_what_may_stand_for_a_gap_is_asked_about_and_a_column_keeps_its_name(statespan):  # noqa: F811
+    y = np.r_[np.random.default_rng(0).normal(size=30).round(3), [-999.0] * 3]
+    pd.DataFrame({"state": y, "path": 1.0 + np.arange(33) % 2}).to_csv("a.csv", index=False)
+    _, out, err = statespan("fit", "a.csv", "--columns", "state,path", "--out", "a.st", *QUICK)
+    assert "column state: -999 stands 3 times, far from every other value" in err and "say --missing -999" in err
+    _, out, err = statespan("fit", "a.csv", "--columns", "state", "--missing", "-999,x", "--out", "a.st", *QUICK)
+    assert "-999" not in err and "3 missing" in out
+    table = pd.read_csv(StringIO(statespan("decode", "a.st", "a.csv")[1]))
+    assert table["state"].isna().sum() == 3
+    path = ss.load("a.st").decode(np.where(y == -999, np.nan, y)).tolist()
+    assert table["model_state"].tolist() == path
+    table = pd.read_csv(StringIO(statespan("decode", "a.st", "a.csv", "--paths", 2)[1]))
+    assert table.columns.tolist() == ["step", "state", "path", "model_state", "log_prob"]
+    table = pd.read_csv(StringIO(statespan("sample", "a.st", "--length", 3)[1]))
+    assert table.columns.tolist() == ["step", "model_state", "state"]
+
+
 def test_words_are_spoken(statespan, weather, refused):  # noqa: F811
     code, out, _ = statespan(
         "fit", weather, "--sequence", "city", "--time", "date", "--columns", "sky", "--out", "s.st", *QUICK
@@ -349,7 +396,7 @@ def test_other_ways_to_fit(statespan, weather, by):  # noqa: F811
         (("fit", "weather.csv", "--columns", "tmp"), "there is no column tmp; it has city, date, temp, wind, sky"),
         (
             ("fit", "weather.csv", "--columns", "temp", "--model", "nope"),
-            "--model nope: choose one of hmm, linear-gaussian",
+            "--model nope: did you mean slope? choose one of hmm, linear-gaussian, level",
         ),
         (
             ("fit", "weather.csv", "--columns", "temp", "--by", "magic"),

@@ -188,7 +188,10 @@ def test_the_series_stands_above_its_states_and_is_tinted_by_them():
 def test_paths_are_strips_with_their_log_probabilities():
     paths, log_prob = hmm().decode([0, 1, 2, 4], k=3)
     axes = plot_paths(paths, log_prob)
-    np.testing.assert_array_equal(axes.collections[0].get_array().reshape(3, 4), paths.T)
+    colours = np.array([matplotlib.colors.to_rgb(COLOURS[k]) for k in range(3)])[paths.T]
+    alike = (paths[:, 0] == paths.T).numpy() & np.array([[False], [True], [True]])  # with the best: pale
+    strips = 1 - np.where(alike, 0.3, 0.85)[..., None] * (1 - colours)
+    np.testing.assert_allclose(axes.collections[0].get_array().reshape(3, 4, 3), strips)
     assert [text.get_text() for text in axes.get_yticklabels()] == [f"{value:.2f}" for value in log_prob]
 
 
@@ -202,6 +205,20 @@ def test_a_fan_comes_after_the_tail_of_the_series():
     np.testing.assert_allclose(mean.get_ydata(), forecast.mean[:, 0].detach())
     with pytest.raises(ss.StatespanError, match="give ahead= too"):
         plot_forecast(forecast, y=y, times=np.arange(60))
+
+
+def test_dates_of_every_kind_stand_across_and_the_bands_are_the_quantiles():
+    pd = pytest.importorskip("pandas")
+    model, y = ss.level(variance=1.0), [0.1, 0.4, 0.2]
+    zone = pd.date_range("2024-03-30 12:00", periods=3, tz="Europe/Berlin")
+    wanted = matplotlib.dates.date2num(np.datetime64("2024-03-30T12:00"))
+    for times in (zone, zone.to_series(), zone.tz_localize(None).to_period("h"), list(zone.tz_localize(None))):
+        assert plot_posterior(model.smooth(y), times=times).lines[0].get_xdata()[0] == pytest.approx(wanted)
+    ahead = model.forecast(pd.DataFrame({"y": y}, index=zone), steps=4)
+    axes = ahead.plot(y=y)
+    low = axes.collections[0].get_paths()[0].vertices[:, 1].min()
+    assert low == pytest.approx(ahead.quantile(0.025).min().item())  # by formula, not by 200 draws
+    assert "2024-Apr" in axes.xaxis.get_major_formatter().get_offset() or axes.get_xlim()[1] > wanted + 5
 
 
 def test_gaps_are_marked():

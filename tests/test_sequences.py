@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.testing import assert_close
@@ -208,6 +209,14 @@ def test_what_is_wrong_is_said_in_one_line(y, event: Event, options: dict, words
     with pytest.raises(ss.StatespanError, match=words) as error:
         read(y, event, **options)
     assert "\n" not in str(error.value)
+
+
+def test_nullable_columns_of_pandas_are_read_and_words_are_told_by_their_column():
+    frame = pd.DataFrame({"a": pd.array([1, None, 3], "Int64"), "b": [0.5, 1.5, 2.5]})
+    data, _ = read(frame, Event(1, None, 2))
+    assert data.observed is not None and data.observed[:, 0].tolist() == [[True, True], [False, True], [True, True]]
+    with pytest.raises(ss.StatespanError, match=r"column b holds datetime.*leave it out, make times the index"):
+        read(frame.assign(b=pd.date_range("2024", periods=3)), Event(1, None, 2))
 
 
 def test_sequences_know_their_shape():

@@ -1,9 +1,10 @@
 """What the verbs return."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
@@ -107,7 +108,8 @@ class Posterior(NamedTuple):
     def frame(self) -> dict[str, Any]:
         """Columns for a data frame, a row a step: sequence, step, and a column a state (of each chain) or dimension.
 
-        The result is a dictionary of equal-length lists; `pandas.DataFrame(posterior.frame())` makes it a frame.
+        The result is a dictionary of equal-length lists; `pandas.DataFrame(posterior.frame())` makes it a frame. If the
+        question was put in pandas, its index stands beside the step, by its name or as `index`.
         """
         name = next((n for n in ("probs", "mean", "state", "marginals") if n in self.values), None)
         if name is None:
@@ -119,6 +121,7 @@ class Posterior(NamedTuple):
             "sequence": [i for i, end in enumerate(ends) for _ in range(end)],
             "step": [t for end in ends for t in range(end)],
         }
+        columns |= _index(self.layout.labels)
         places = itertools.product(*map(range, flat.shape[1:]))
         return columns | {"_".join([name, *map(str, k)]): flat[:, *k].tolist() for k in places}
 
@@ -128,11 +131,31 @@ class Posterior(NamedTuple):
         Args:
             sequence: which one.
             axes: matplotlib axes to draw on; None makes new ones.
-            options: of `plot_posterior`: y= puts the series above, times= dates below, columns=, words=.
+            options: of `plot_posterior`: y= puts the series above, times= dates below (the index, if the question was
+                put in pandas), columns=, words=.
         """
         from statespan.plots import plot_posterior
 
-        return plot_posterior(self, sequence, axes, **options)
+        return plot_posterior(self, sequence, axes, **_captions(self.layout, sequence) | options)
+
+
+def _index(labels: Sequence[Any]) -> dict[str, list[Any]]:
+    """The indexes of pandas, one a sequence, as columns; one that only counts the steps is left out."""
+    if not labels or all(x.nlevels == 1 and x.dtype.kind in "iu" and (x == np.arange(len(x))).all() for x in labels):
+        return {}
+    names = [name or ("index" if labels[0].nlevels == 1 else f"index_{i}") for i, name in enumerate(labels[0].names)]
+    return {
+        str(name): [value for each in labels for value in each.get_level_values(i).tolist()]
+        for i, name in enumerate(names)
+    }
+
+
+def _captions(layout: Layout, sequence: int) -> dict[str, Any]:
+    """What a picture is told of a question that was put in pandas."""
+    told: dict[str, Any] = {"columns": layout.columns} if layout.columns else {}
+    if layout.labels and layout.labels[sequence].nlevels == 1 and layout.labels[sequence].inferred_type != "string":
+        told["times"] = layout.labels[sequence]
+    return told
 
 
 class Forecast(NamedTuple):
@@ -200,9 +223,55 @@ class Forecast(NamedTuple):
             raise StatespanError(f"quantile({q}): give probabilities between 0 and 1, such as 0.9")
         formula = getattr(self.distribution, "quantile", None)
         if formula is None:
-            return torch.quantile(self.samples.double(), levels, dim=0)
+            # torch's own takes no more than 2^24 numbers.
+            drawn = np.quantile(self.samples.double().cpu().numpy(), levels.numpy(), axis=0)
+            return torch.as_tensor(drawn, device=self.draws.device)
         value = formula(levels).detach()
         return value[..., 0, :, :] if self.layout.single else value
+
+    def frame(self, quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)) -> dict[str, Any]:
+        """Columns for a data frame, a row a step ahead: sequence, step, and what is expected.
+
+        Of symbols `probs_0` and so on; else of each coordinate its mean and quantiles, `mean` and `q5`, with its number
+        or, of a frame of pandas, its name. An index of pandas goes on in its own steps.
+
+        Args:
+            quantiles: probabilities between 0 and 1.
+
+        Returns:
+            A dictionary of equal-length lists, for `pandas.DataFrame`.
+
+        Raises:
+            StatespanError: a probability outside 0..1.
+
+        Example:
+            >>> import statespan as ss
+            >>> ahead = ss.level(variance=1.0).forecast([0.1, 2.0], steps=3)
+            >>> list(ahead.frame([0.1, 0.9])), ahead.frame()["step"]
+            (['sequence', 'step', 'mean', 'q10', 'q90'], [2, 3, 4])
+        """
+        count, steps = self.draws.shape[1:3]
+        ends = self.layout.lengths
+        columns: dict[str, Any] = {
+            "sequence": [i for i in range(count) for _ in range(steps)],
+            "step": [end + t for end in ends for t in range(steps)],
+        }
+        columns |= _index([x for x in (_after(label, steps) for label in self.layout.labels) if x is not None])
+        if isinstance(self.distribution, Categorical):
+            probs = self.probs.reshape(count * steps, -1)
+            return columns | {f"probs_{v}": column.tolist() for v, column in enumerate(probs.T)}
+        mean = self.mean.reshape(count * steps, -1)
+        levels = self.quantile(list(quantiles)).reshape(len(quantiles), count * steps, -1)
+        for d in range(mean.shape[1]):
+            own = f"_{d}" if mean.shape[1] > 1 else ""
+            name = (
+                (lambda x, d=d: f"{self.layout.columns[d]}_{x}")
+                if self.layout.columns
+                else (lambda x, own=own: x + own)
+            )
+            columns[name("mean")] = mean[:, d].tolist()
+            columns |= {name(f"q{100 * q:g}"): levels[i, :, d].tolist() for i, q in enumerate(quantiles)}
+        return columns
 
     def plot(self, sequence: int = 0, axes: Any = None, **options: Any) -> Any:
         """Draw the forecast as a fan (or, for symbols, as probabilities); returns the matplotlib axes.
@@ -214,4 +283,17 @@ class Forecast(NamedTuple):
         """
         from statespan.plots import plot_forecast
 
-        return plot_forecast(self, sequence, axes, **options)
+        told = _captions(self.layout, sequence)
+        ahead = _after(told["times"], self.draws.shape[2]) if "times" in told else None
+        told = told | {"ahead": ahead} if ahead is not None else {}
+        return plot_forecast(self, sequence, axes, **told | options)
+
+
+def _after(index: Any, steps: int) -> Any:
+    """The index of pandas that goes on after this one; None where it is neither dates nor numbers, or has one entry."""
+    from statespan.tables.calendar import frequency
+
+    if index.nlevels > 1 or index.dtype.kind not in "Miuf":
+        return None
+    calendar = frequency([index])
+    return None if calendar is None else calendar.after(index[-1], steps).rename(index.name)

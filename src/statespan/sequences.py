@@ -385,14 +385,14 @@ def _numbers(x: Any, name: str, i: int) -> np.ndarray | Tensor:
         return x
     convert, given = getattr(x, "to_numpy", None), x  # pandas and polars
     x = x if convert is None else convert()
+    wordy = [c for c in getattr(given, "columns", ()) if getattr(given[c].dtype, "kind", "f") not in "iufb"]
     try:
         array = np.asarray(x)
-        if array.dtype.kind == "O":
+        if array.dtype.kind == "O" and not wordy:
             array = array.astype(np.float64) if convert is None else convert(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):
         array = np.asarray(["?"])
     if array.dtype.kind not in "iufb":
-        wordy = [c for c in getattr(given, "columns", ()) if getattr(given[c].dtype, "kind", "f") not in "iufb"]
         if wordy:
             raise StatespanError(
                 f"{name}: sequence {i}: column {wordy[0]} holds {given[wordy[0]].dtype}, no numbers; leave it out, "

@@ -1,11 +1,11 @@
-"""The command line: `data` and `checking` hold the commands on files of data, `ladder` those of the ladder."""
+"""The command line: `data`, `series` and `checking` hold the commands on files of data, `ladder` the ladder's."""
 
 import sys
 from typing import Annotated
 
 import typer
 
-from statespan.cli import checking, data, ladder
+from statespan.cli import checking, data, ladder, series
 from statespan.cli.screen import Stopped
 from statespan.errors import StatespanError
 from statespan.version import __version__
@@ -21,6 +21,7 @@ USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 data.add(app)
+series.add(app)
 checking.add(app)
 ladder.add(app)
 

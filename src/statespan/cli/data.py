@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from statespan.cli import screen
+from statespan.cli import pictures, screen
 from statespan.errors import StatespanError
 from statespan.tables import Data, read, read_ahead, read_inputs, read_words
 from statespan.tables.write import write, writer
@@ -26,6 +26,7 @@ Future = Annotated[Path | None, typer.Option(help="Of a model with inputs: a fil
 Sequence = Annotated[str | None, typer.Option(help="The column that tells sequences apart.")]
 Time = Annotated[str | None, typer.Option(help="The column of times: dates, or numbers.")]
 Every = Annotated[str | None, typer.Option(help="The step of time (D, h, W, MS, 1): absent steps become missing.")]
+Missing = Annotated[str, typer.Option(help="Numbers or words that stand for a missing cell, as in -999,unknown.")]
 Out = Annotated[Path | None, typer.Option(help="Write the answer: .csv, .tsv, .parquet, .npz or .json.")]
 Plot = Annotated[Path | None, typer.Option(help="Draw the answer: .png, .pdf or .svg.")]
 Show = Annotated[str | None, typer.Option(help="Which sequence to draw, by name or number; the first by default.")]
@@ -93,7 +94,7 @@ class Question(NamedTuple):
 
     def picture(self) -> dict[str, Any]:
         """What every picture is told of the sequence that is drawn."""
-        return _captions(self.data, self.sequence)
+        return pictures.captions(self.data, self.sequence)
 
     def observed(self) -> Any:
         """The observations of the sequence that is drawn, (T, C), NaN missing."""
@@ -126,11 +127,12 @@ def ask(
     plot: Path | None,
     show: str | None,
     as_json: bool,
+    missing: str = "",
 ) -> Question:
     """Read a model and the data it is asked about; every name is checked before any work is done."""
     _check(out, plot)
     found, names = open_model(model)
-    given = read_for(data, names, columns, inputs, sequence, time, every)
+    given = read_for(data, names, columns, inputs, sequence, time, every, missing)
     screen.note(given.notes)
     return Question(found, given, given.y(found.emission.event), out, plot, given.which(show), as_json)
 
@@ -158,6 +160,7 @@ def read_for(
     sequence: str | None,
     time: str | None,
     every: str | None,
+    missing: str = "",
 ) -> Data:
     """Data read the way the model's own were."""
     from statespan.tables import Columns as Names
@@ -169,7 +172,7 @@ def read_for(
             raise StatespanError(f"{path}: this model is of words; give a text ({', '.join(TEXTS)})")
         return read_words(path, Vocabulary.from_json(extra["vocabulary"]), extra.get("level", "words"))[0]
     known = Names.from_json(extra["columns"]) if "columns" in extra else None
-    return read(path, split(columns), (), sequence, time, every, known, _acting(inputs, known))
+    return read(path, split(columns), (), sequence, time, every, known, _acting(inputs, known), split(missing))
 
 
 def _acting(inputs: str, known: Any) -> list[str]:
@@ -203,7 +206,13 @@ def located(data: Data) -> Iterator[None]:
 
 def fit(
     data: DataFile,
-    model: Annotated[str, typer.Option(help="hmm or linear-gaussian.")] = "hmm",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="hmm, linear-gaussian, or what makes a structural series, as in 'level + slope + seasonal(12)' "
+            "or 'arima(0, 1, 1)': level, slope, seasonal, cycle, regression (on --inputs), autoregressive, arima."
+        ),
+    ] = "hmm",
     states: Annotated[int | None, typer.Option(help="How many hidden states an hmm has; 2 by default.")] = None,
     state: Annotated[
         int | None, typer.Option(help="How many numbers the state of a linear-gaussian model is; 1 by default.")
@@ -215,6 +224,7 @@ def fit(
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
+    missing: Missing = "",
     covariance: Covariance = None,
     components: Components = None,
     by: By = None,
@@ -231,47 +241,33 @@ def fit(
     """Fit a model to data, and write it.
 
     statespan fit weather.csv --time date --columns temp,wind --states 3
+
+    statespan fit sales.csv --time month --model "level + slope + seasonal(12)" --plot parts.png
     """
     from statespan.cli import fitting, summary
-    from statespan.cli.models import Wanted, make
+    from statespan.cli.models import Wanted, kind
 
     _check(None, plot)
     screen.check_file(out)
-    given, extra = _to_fit(data, columns, inputs, symbols, emission, sequence, time, every, characters, at_least)
+    asked = kind(model, emission is not None)
+    given, extra = _to_fit(
+        data, columns, inputs, symbols, emission, sequence, time, every, missing, characters, at_least
+    )
     screen.note(given.notes)
     wanted = Wanted(states, state, emission, covariance, components, seed)
-    starts = restarts if restarts is not None else fitting.STARTS if model == "hmm" else 1
+    starts = asked.starts if restarts is None else restarts
     plan = fitting.Plan(by, iterations, learning_rate, batch, starts, seed)
     with located(given):
-        done = fitting.fit(lambda number: make(model, given, wanted._replace(seed=number)), given, plan)
+        done = fitting.fit(lambda number: asked.make(given, wanted._replace(seed=number)), given, plan)
     fitting.save(done.model, out, extra)
     if done.stopped is not None:
         raise screen.Stopped(f"{done.stopped} are kept in {out}")
     screen.note(done.notes)
-    made = done.model
     with located(given):
-        summary.show(made, given)
+        summary.show(done.model, given, asked.describe)
     screen.console().print(f"\nmodel: {out}", markup=False, soft_wrap=True)
     if plot is not None:
-        screen.save_plot(_portrait(made, given), plot)
-
-
-def _portrait(model: Any, data: Data) -> Any:
-    """A picture of a fitted model: its states, or what it says of the first sequence where they are not all of it."""
-    from statespan.plots import plot_model, plot_posterior
-    from statespan.plots.parts import of_states
-
-    y = data.y(model.emission.event)
-    if of_states(model):
-        return plot_model(model, y, columns=data.columns.names, words=data.columns.words)
-    posterior = model.smooth(y, inputs=data.u())
-    return plot_posterior(posterior, 0, y=data.values[data.steps(0)], **_captions(data, 0))
-
-
-def _captions(data: Data, sequence: int) -> dict[str, Any]:
-    """What every picture is told of the sequence that is drawn."""
-    times = None if data.times is None else data.times[sequence].rename(data.columns.time)
-    return {"times": times, "columns": data.columns.names, "words": data.columns.words}
+        screen.save_plot(asked.draw(done.model, given), plot)
 
 
 def _to_fit(
@@ -283,6 +279,7 @@ def _to_fit(
     sequence: str | None,
     time: str | None,
     every: str | None,
+    missing: str,
     characters: bool,
     at_least: int,
 ) -> tuple[Data, dict[str, Any]]:
@@ -293,7 +290,7 @@ def _to_fit(
 
     if path.suffix.lower() in TEXTS:
         options = {"columns": columns, "inputs": inputs, "symbols": symbols, "sequence": sequence, "time": time}
-        for option, value in (options | {"every": every, "emission": emission}).items():
+        for option, value in (options | {"every": every, "emission": emission, "missing": missing}).items():
             if value:
                 raise StatespanError(
                     f"--{option} {value}: {path} is read as a text, which has no columns; leave it out"
@@ -317,7 +314,7 @@ def _to_fit(
     elif emission is not None and of_symbols(emission):
         asked = asked or _only(path, sequence, time, acting)
         coded += asked
-    data = read(path, asked, coded, sequence, time, every, inputs=acting)
+    data = read(path, asked, coded, sequence, time, every, inputs=acting, missing=split(missing))
     for name, column in zip(data.columns.names, data.values.T, strict=True):
         if not (column == column).any():
             raise StatespanError(f"{path}: column {name} is empty, and says nothing; leave it out with --columns")
@@ -347,6 +344,7 @@ def score(
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
+    missing: Missing = "",
     out: Out = None,
     plot: Plot = None,
     show: Show = None,
@@ -359,7 +357,7 @@ def score(
     from statespan.cli import frames
     from statespan.plots import plot_surprise
 
-    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json, missing)
     with located(asked.data):
         posterior = asked.model.filter(asked.y, inputs=asked.inputs)
     frame = frames.surprises if each_step else frames.scores
@@ -377,6 +375,7 @@ def filter(
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
+    missing: Missing = "",
     out: Out = None,
     plot: Plot = None,
     show: Show = None,
@@ -386,7 +385,7 @@ def filter(
 
     statespan filter model.safetensors weather.csv --out states.csv
     """
-    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json, missing)
     with located(asked.data):
         _believe(asked, asked.model.filter(asked.y, inputs=asked.inputs))
 
@@ -399,6 +398,7 @@ def smooth(
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
+    missing: Missing = "",
     out: Out = None,
     plot: Plot = None,
     show: Show = None,
@@ -408,7 +408,7 @@ def smooth(
 
     statespan smooth model.safetensors weather.csv --plot states.png
     """
-    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json, missing)
     with located(asked.data):
         _believe(asked, asked.model.smooth(asked.y, inputs=asked.inputs))
 
@@ -430,6 +430,7 @@ def decode(
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
+    missing: Missing = "",
     out: Out = None,
     plot: Plot = None,
     show: Show = None,
@@ -444,7 +445,7 @@ def decode(
 
     if paths is not None and paths < 1:
         raise StatespanError(f"--paths {paths}: ask for at least one")
-    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json, missing)
     try:
         with located(asked.data):
             found = asked.model.decode(asked.y, k=paths, inputs=asked.inputs)
@@ -476,6 +477,7 @@ def forecast(
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
+    missing: Missing = "",
     out: Out = None,
     plot: Plot = None,
     show: Show = None,
@@ -489,7 +491,7 @@ def forecast(
     from statespan.plots import plot_forecast
 
     levels = frames.quantile_list(quantiles)
-    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json, missing)
     _check_future(future, asked.data.columns.inputs, "forecast")
     coming = None if future is None else read_ahead(future, asked.data, steps)
     with located(asked.data):
@@ -527,6 +529,7 @@ def impute(
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
+    missing: Missing = "",
     out: Out = None,
     plot: Plot = None,
     show: Show = None,
@@ -541,7 +544,7 @@ def impute(
     from statespan.cli import frames
     from statespan.plots import plot_imputed
 
-    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+    asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json, missing)
     with located(asked.data):
         filled = asked.model.impute(asked.y, inputs=asked.inputs)
     asked.answer(
@@ -564,6 +567,7 @@ def sample(
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
+    missing: Missing = "",
     out: Out = None,
     plot: Plot = None,
     show: Show = None,
@@ -580,7 +584,7 @@ def sample(
     from statespan.tables import Columns as Names
 
     if data is not None:
-        asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json)
+        asked = ask(model, data, columns, inputs, sequence, time, every, out, plot, show, as_json, missing)
         with located(asked.data):
             drawn = asked.model.sample_posterior(asked.y, n=n, seed=seed, inputs=asked.inputs)
         one = drawn[asked.sequence].transpose(0, 1)
@@ -622,6 +626,7 @@ def compare(
     sequence: Sequence = None,
     time: Time = None,
     every: Every = None,
+    missing: Missing = "",
     covariance: Covariance = None,
     components: Components = None,
     by: By = None,
@@ -641,7 +646,7 @@ def compare(
     statespan compare weather.csv --states 2-6 --folds 5
     """
     from statespan.cli import fitting, summary
-    from statespan.cli.models import Wanted, make
+    from statespan.cli.models import KINDS, Wanted
     from statespan.plots import plot_criteria
     from statespan.tables.files import pandas
 
@@ -656,22 +661,23 @@ def compare(
     seen: set[tuple[str, ...]] = set()
     for path in models:
         model, extra = open_model(path)
-        given = read_for(data, extra, columns, inputs, sequence, time, every)
+        given = read_for(data, extra, columns, inputs, sequence, time, every, missing)
         screen.note(() if rows else given.notes)
         seen.add(given.columns.names)
         with located(given):
             rows.append({"model": str(path)} | summary.criteria(model, given))
     if counts:
-        given, _ = _to_fit(data, columns, inputs, symbols, emission, sequence, time, every, False, 2)
+        given, _ = _to_fit(data, columns, inputs, symbols, emission, sequence, time, every, missing, False, 2)
         screen.note(given.notes)
         seen.add(given.columns.names)
-        starts = fitting.STARTS if restarts is None else restarts
+        hmm = KINDS["hmm"]
+        starts = hmm.starts if restarts is None else restarts
         plan = fitting.Plan(by, iterations, learning_rate, batch, starts, seed)
         for count in counts:
             wanted = Wanted(count, None, emission, covariance, components, seed)
 
             def maker(number: int, wanted: Wanted = wanted) -> Any:
-                return make("hmm", given, wanted._replace(seed=number))
+                return hmm.make(given, wanted._replace(seed=number))
 
             with located(given):
                 done = fitting.fit(maker, given, plan, f"{count} states")

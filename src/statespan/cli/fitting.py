@@ -14,8 +14,6 @@ PASSES = ("online", "sgd")
 """Fitters that count passes over the data."""
 LEARNING_RATE = 0.05
 """Of sgd."""
-STARTS = 4
-"""Of an hmm, whose likelihood has many peaks."""
 
 
 class Plan(NamedTuple):

@@ -34,7 +34,7 @@ def scores(data: Data, posterior: Posterior) -> Frame:
 
 def surprises(data: Data, posterior: Posterior) -> Frame:
     """One row a step, with minus the log-probability of what was observed given all before it, in nats."""
-    return data.frame.assign(surprise=0.0 + np.concatenate([each.numpy() for each in posterior.surprise]))
+    return data.beside({"surprise": 0.0 + np.concatenate([each.numpy() for each in posterior.surprise])})
 
 
 def beliefs(data: Data, posterior: Posterior) -> Frame:
@@ -49,28 +49,26 @@ def beliefs(data: Data, posterior: Posterior) -> Frame:
             columns |= {f"mean_{d}": values["mean"][:, d], f"sd_{d}": deviation[:, d]}
     else:
         columns = {f"unit_{d}": column for d, column in enumerate(values["state"].T)}
-    return data.frame.assign(**columns)
+    return data.beside(columns)
 
 
 def paths(data: Data, decoded: Sequence[Any], log_prob: Any = None) -> Frame:
     """One row a step with its likeliest state; of several paths, one after another with their log-probability."""
     if log_prob is None:
         flat = np.concatenate([path.numpy() for path in decoded])
-        if flat.ndim == 1:
-            return data.frame.assign(state=flat)
-        return data.frame.assign(**{f"mean_{d}": column for d, column in enumerate(flat.T)})
+        return data.beside({"state": flat} if flat.ndim == 1 else {f"mean_{d}": x for d, x in enumerate(flat.T)})
     flat = np.concatenate([path.numpy() for path in decoded])  # (rows, k)
     each = [
-        data.frame.assign(path=i, state=flat[:, i], log_prob=np.repeat(log_prob[:, i].numpy(), data.ends))
+        data.beside({"path": i, "state": flat[:, i], "log_prob": np.repeat(log_prob[:, i].numpy(), data.ends)})
         for i in range(flat.shape[1])
     ]
-    return pandas().concat([frame[frame["state"] >= 0] for frame in each], ignore_index=True)
+    return pandas().concat([frame[there] for frame, there in zip(each, flat.T >= 0, strict=True)], ignore_index=True)
 
 
 def drawn_paths(data: Data, drawn: Sequence[Any]) -> Frame:
     """One row a step and a draw: state paths from the posterior."""
     flat = np.concatenate([each.numpy() for each in drawn], axis=1)  # (n, rows, ...)
-    each = [data.frame.assign(draw=i, **_states(path)) for i, path in enumerate(flat)]
+    each = [data.beside({"draw": i, **_states(path)}) for i, path in enumerate(flat)]
     return pandas().concat(each, ignore_index=True)
 
 
@@ -104,20 +102,25 @@ def forecasts(data: Data, forecast: Forecast, steps: int, quantiles: Sequence[fl
         if probs.shape[1] > MOST_SYMBOLS:
             shown = np.argsort(-probs.max(0), kind="stable")[:FEW_SYMBOLS]
         likeliest = [known[v] for v in probs.argmax(1)]
-        return frame.assign(**{names[0]: likeliest}, **{f"p({known[v]})": probs[:, v] for v in shown})
+        return _right_of(frame, {names[0]: likeliest} | {f"p({known[v]})": probs[:, v] for v in shown})
     mean = forecast.mean.numpy().reshape(-1, len(names))
     draws = forecast.samples.numpy().reshape(len(forecast.samples), -1, len(names))
-    levels = np.quantile(draws, list(quantiles), axis=0)
+    levels = forecast.quantile(list(quantiles)).numpy().reshape(len(quantiles), -1, len(names))
     columns: dict[str, Any] = {}
     for c, name in enumerate(names):
         if name in words:  # beside other columns: how often each is drawn
             share = np.stack([(draws[..., c] == v).mean(0) for v in range(len(words[name]))], 1)
             columns[name] = [words[name][v] for v in share.argmax(1)]
-            columns |= {f"p({word})": share[:, v] for v, word in enumerate(words[name])}
+            of = "" if len(words) == 1 else f"{name}="  # two columns may know the same word
+            columns |= {f"p({of}{word})": share[:, v] for v, word in enumerate(words[name])}
             continue
         columns[name] = mean[:, c]
         columns |= {f"{name}_q{100 * q:g}": levels[i, :, c] for i, q in enumerate(quantiles)}
-    return frame.assign(**columns)
+    return _right_of(frame, columns)
+
+
+def _right_of(frame: Frame, columns: dict[str, Any]) -> Frame:
+    return pandas().concat([frame, pandas().DataFrame(columns, index=frame.index)], axis=1)
 
 
 def imputed(data: Data, filled: Sequence[Any]) -> Frame:
@@ -129,7 +132,8 @@ def imputed(data: Data, filled: Sequence[Any]) -> Frame:
     which = np.array([""] * len(gaps), dtype=object)
     for c, name in enumerate(names):
         which[gaps[:, c]] = which[gaps[:, c]] + f" {name}"
-    return data.frame.assign(**columns, filled=[each.strip() for each in which])
+    whole = data._replace(frame=data.frame.assign(**columns))
+    return whole.beside({"filled": [each.strip() for each in which]})
 
 
 def sampled(data: Any, states: Any, y: Any, names: Sequence[str], words: dict[str, Any]) -> Frame:
@@ -139,7 +143,7 @@ def sampled(data: Any, states: Any, y: Any, names: Sequence[str], words: dict[st
     columns: dict[str, Any] = {"sequence": np.repeat(np.arange(n), length)} if n > 1 else {}
     columns["step"] = np.tile(np.arange(length), n)
     path = np.asarray(states).reshape(n * length, *states.shape[2:])
-    columns |= _states(path)
+    columns |= {f"model_{name}" if name in names else name: x for name, x in _states(path).items()}
     for c in range(flat.shape[1]):
         known = words.get(names[c])
         columns[names[c]] = flat[:, c] if known is None else [known[int(v)] for v in flat[:, c]]

@@ -3,9 +3,11 @@
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import statespan as ss
+from statespan.cli import pictures, series, summary
 from statespan.cli.screen import chosen
 from statespan.errors import StatespanError
 from statespan.part import FiniteEmission
@@ -59,13 +61,32 @@ def named_columns(emission: str | None) -> list[tuple[list[str], str]]:
     return found
 
 
-def make(kind: str, data: Data, wanted: Wanted) -> Any:
-    """A model of that kind for that data.
+class Kind(NamedTuple):
+    """A kind of model.
+
+    Args:
+        make: a model for data, from what is wanted; refuses what does not go together.
+        describe: a fitted one as columns and rows for a reader.
+        draw: its picture.
+        starts: how many to fit from.
+    """
+
+    make: Callable[[Data, Wanted], Any]
+    describe: Callable[[Any, Data], tuple[list[str], list[list[Any]]]]
+    draw: Callable[[Any, Data], Any]
+    starts: int = 1
+
+
+def kind(text: str, counts: bool = False) -> Kind:
+    """What `--model` says; `counts` where an `--emission` stands over a structural series.
 
     Raises:
-        StatespanError: the kind or the emission is not known, or does not go with the data.
+        StatespanError: it says nothing that is known.
     """
-    return MODELS[chosen("--model", kind, MODELS)](data, wanted)
+    if series.named(text):
+        draw = pictures.of_posterior if counts else series.portrait
+        return Kind(partial(series.structural, text), summary.parameters, draw)
+    return KINDS[chosen("--model", text, [*KINDS, *series.COMPONENTS])]
 
 
 def _hmm(data: Data, wanted: Wanted) -> Any:
@@ -159,7 +180,11 @@ def _linear_gaussian(data: Data, wanted: Wanted) -> Any:
     )
 
 
-MODELS: dict[str, Callable[[Data, Wanted], Any]] = {"hmm": _hmm, "linear-gaussian": _linear_gaussian}
+KINDS = {
+    "hmm": Kind(_hmm, summary.states, pictures.of_states, starts=4),
+    "linear-gaussian": Kind(_linear_gaussian, summary.coordinates, pictures.of_posterior),
+}
+"""By name; any other text is a sum of components. An hmm's likelihood has many peaks, and so it has several starts."""
 
 
 def _emission(name: str) -> type[Any]:

@@ -1,5 +1,6 @@
 """What a fitted model looks like, in a terminal."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,19 @@ def criteria(model: Any, data: Data) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def show(model: Any, data: Data) -> None:
-    """Print the states, what they emit, and how well the model fits."""
+Rows = tuple[list[str], list[list[Any]]]
+"""Columns by name, and rows, for a reader."""
+
+
+def show(model: Any, data: Data, describe: Callable[[Any, Data], Rows]) -> None:
+    """Print what the model is, and how well it fits."""
     screen = console()
     rows = len(data.values)
     gaps = int(np.isnan(data.values).sum())
     said = f"{data.path}: {len(data.ends):,} sequence{'s' if len(data.ends) > 1 else ''}, {_steps(f'{rows:,}')}"
     said += f", {gaps:,} missing" if gaps else ""
     screen.print(f"{said}; {', '.join(data.columns.names)}\n", markup=False, soft_wrap=True)
-    screen.print(tabulate(*_describe(model, data)))
+    screen.print(tabulate(*describe(model, data)))
     values = criteria(model, data)
     screen.print(
         f"\nlog-likelihood {values['log_prob']:,.2f} ({values['log_prob_per_step']:.4f} a step), "
@@ -42,11 +47,9 @@ def show(model: Any, data: Data) -> None:
     )
 
 
-def _describe(model: Any, data: Data) -> tuple[list[str], list[list[Any]]]:
+def states(model: Any, data: Data) -> Rows:
     """A row a state: its share of the steps, how long it stays, what it emits."""
     posterior = model.smooth(data.y(model.emission.event), inputs=data.u())
-    if "probs" not in posterior.values:
-        return _coordinates(model, data, posterior)
     probs = np.concatenate([x.numpy() for x in posterior.probs])
     share = probs.mean(0)
     stays = _stays(model)
@@ -54,11 +57,36 @@ def _describe(model: Any, data: Data) -> tuple[list[str], list[list[Any]]]:
     header = ["state", "share", *(["stays"] if stays is not None else []), *emitted]
     rows: list[list[Any]] = []
     for k in range(min(len(share), MOST_STATES)):
-        stay = [] if stays is None else ["for good" if stays[k] > len(probs) else _steps(f"{stays[k]:.3g}")]
+        stay = [] if stays is None else ["for good" if stays[k] > len(probs) else _steps(_three(stays[k]))]
         rows.append([str(k), f"{100 * share[k]:.1f} %", *stay, *(column[k] for column in emitted.values())])
     if len(share) > MOST_STATES:
         rows.append([f"and {len(share) - MOST_STATES} more"] + [""] * (len(header) - 1))
     return header, rows
+
+
+def parameters(model: Any, data: Data) -> Rows:
+    """A row a parameter, with its standard error and 95 % interval (`statespan.summary`)."""
+    import torch
+
+    from statespan.parameters import summary
+
+    with torch.enable_grad():
+        found = summary(model, data.y(model.emission.event), inputs=data.u()).frame()
+    cells = zip(*(found[name] for name in ("name", "index", "estimate", "error", "low", "high", "note")), strict=True)
+    rows = [
+        [f"{name}[{index}]" if index not in ("", "0") else name, estimate, error, note or _between(low, high)]
+        for name, index, estimate, error, low, high, note in cells
+    ]
+    return ["parameter", "estimate", "std. error", "95 % interval"], rows
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "" if low is None else f"{cell(low)} to {cell(high)}"
+
+
+def _three(x: float) -> str:
+    """Three digits of a number, or all of a large one."""
+    return f"{x:.3g}" if x < 999.5 else f"{x:,.0f}"
 
 
 def _steps(count: str) -> str:
@@ -101,7 +129,10 @@ def _described(emission: Any, names: list[str], words: dict[str, Any], given: An
     except (NotImplementedError, AttributeError):
         return {}
     return {
-        name: [f"{cell(float(m))} ± {cell(float(s))}" for m, s in zip(mean[:, c], deviation[:, c], strict=True)]
+        name: [
+            f"{cell(float(m) if abs(m) > 1e-9 * s else 0.0)} ± {cell(float(s))}"
+            for m, s in zip(mean[:, c], deviation[:, c], strict=True)
+        ]
         for c, name in enumerate(names)
     }
 
@@ -112,8 +143,9 @@ def _likeliest(probs: Any, words: Any) -> str:
     return ", ".join(f"{words[v] if words else v} {100 * probs[v]:.0f} %" for v in order if probs[v] >= 0.005)
 
 
-def _coordinates(model: Any, data: Data, posterior: Any) -> tuple[list[str], list[list[Any]]]:
+def coordinates(model: Any, data: Data) -> Rows:
     """A row a coordinate of a state of numbers: where it has been, and how each column follows it."""
+    posterior = model.smooth(data.y(model.emission.event), inputs=data.u())
     mean = np.concatenate([x.numpy() for x in posterior.mean])
     loadings = model.emission.matrix.detach().numpy()
     header = ["coordinate", "mean", "sd", *(f"{name} per unit" for name in data.columns.names)]

@@ -11,13 +11,14 @@ if TYPE_CHECKING:
 NORMAL_95 = 1.959964
 
 
-def plot_components(pieces: "Mapping[str, Piece]", y: Any = None, times: Any = None) -> Any:
+def plot_components(pieces: "Mapping[str, Piece]", y: Any = None, times: Any = None, name: str = "y") -> Any:
     """Draw what each component adds, a panel each, with its central 95 %; with `y`, the series above them.
 
     Args:
         pieces: what `decompose` returned.
         y: the series, (T,), NaN missing.
         times: of its steps, numbers or dates.
+        name: what the series is called.
 
     Returns:
         The axes of the first panel.
@@ -33,13 +34,12 @@ def plot_components(pieces: "Mapping[str, Piece]", y: Any = None, times: Any = N
     across = Across.of(times, count)
     rows = panels([1.5] * (len(pieces) + (y is not None)))
     if y is not None:
-        series(rows[0], table(y)[:, 0], across, "y", colour=INK)
-        rows[0].set_ylabel("y")
+        series(rows[0], table(y)[:, 0], across, name, colour=INK)
     drawn = rows[1:] if y is not None else rows
-    for i, (axes, (name, piece)) in enumerate(zip(drawn, pieces.items(), strict=True)):
+    for i, (axes, (what, piece)) in enumerate(zip(drawn, pieces.items(), strict=True)):
         mean, deviation = numbers(piece.mean), numbers(piece.deviation)
-        colour = QUIET if name == "noise" else COLOURS[i % len(COLOURS)]
-        if name == "noise":
+        colour = QUIET if what == "noise" else COLOURS[i % len(COLOURS)]
+        if what == "noise":
             axes.vlines(across.at, 0, mean, color=colour, linewidth=0.9)
             axes.axhline(0, color=HAIR, linewidth=0.8)
         else:
@@ -47,7 +47,7 @@ def plot_components(pieces: "Mapping[str, Piece]", y: Any = None, times: Any = N
             axes.fill_between(across.at, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.plot(across.at, mean, color=colour, linewidth=1.2)
         axes.grid(axis="y", color=HAIR, linewidth=0.8)
-        axes.set_ylabel(name)
+        axes.set_ylabel(what)
     across.dress(rows[-1])
     for axes in rows[:-1]:
         axes.set_xlabel("")

@@ -20,6 +20,7 @@ from statespan.plots.style import (
     no_sequence,
     numbers,
     panels,
+    plain_times,
     series,
     spoken,
     table,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from statespan.answers import Forecast
 
 SHARES = (0.95, 0.8, 0.5)
+LEVELS = [(1 + sign * share) / 2 for share in SHARES for sign in (-1, 1)]
+"""The quantiles where the bands begin and end."""
 TAIL = 40
 """Steps of the series that are drawn before a forecast, at least; else three times its own."""
 
@@ -93,10 +96,11 @@ def plot_forecast(
     else:
         mean = numbers(forecast.distribution.mean[sequence])
         draws, mean = draws.reshape(*draws.shape[:2], -1), mean.reshape(len(mean), -1)
+        bands = numbers(forecast.quantile(LEVELS)).reshape(len(LEVELS), sequences, *mean.shape)[:, sequence]
         if y is not None:
-            return _after(table(y), draws, mean, times, ahead, named(columns, mean.shape[1]), words, axes)
+            return _after(table(y), draws, bands, mean, times, ahead, named(columns, mean.shape[1]), words, axes)
         axes = new(axes)
-        _fan(draws, mean, axes)
+        _fan(bands, mean, axes)
     axes.set_xlabel("steps ahead")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return axes
@@ -167,7 +171,15 @@ def _runs(there: Array) -> list[tuple[int, int]]:
 
 
 def _after(
-    past: Array, draws: Array, mean: Array, times: Any, ahead: Any, names: list[str], words: Any, axes: Any
+    past: Array,
+    draws: Array,
+    bands: Array,
+    mean: Array,
+    times: Any,
+    ahead: Any,
+    names: list[str],
+    words: Any,
+    axes: Any,
 ) -> Any:
     """The fan after the tail of the series, a panel a column."""
     tail = min(len(past), max(TAIL, 3 * len(mean)))
@@ -176,9 +188,10 @@ def _after(
     elif ahead is None:
         raise StatespanError("plot_forecast: times= are given; give ahead= too, the times of the steps ahead")
     else:
-        before, after = np.asarray(times), np.asarray(ahead)
+        before, after = plain_times(times), plain_times(ahead)
     across = Across.of(np.concatenate([before, after])[len(past) - tail :], tail + len(mean))
-    across = across._replace(label="step" if times is None else across.label)
+    label = "step" if times is None else getattr(times, "name", None) or across.label
+    across = across._replace(label=across.label and str(label))
     shown = min(len(names), LINES) if axes is None else 1
     rows = panels([2.2 if shown == 1 else 1.5] * shown) if axes is None else [new(axes)]
     past = past[len(past) - tail :]
@@ -187,7 +200,7 @@ def _after(
         series(on, np.concatenate([past[:, c], np.full(len(mean), np.nan)]), across, names[c], spell, label="observed")
         at = across.at[tail:]
         if spell is None:
-            _bands(draws[..., c], mean[:, c], on, at, COLOURS[0], "forecast: mean, central 50, 80, 95 %")
+            _bands(bands[..., c], mean[:, c], on, at, COLOURS[0], "forecast: mean, central 50, 80, 95 %")
         else:  # as large as it is probable
             share = np.stack([(draws[..., c] == v).mean(0) for v in range(len(spell))])
             for v, sizes in enumerate(share):
@@ -199,10 +212,9 @@ def _after(
     return rows[0]
 
 
-def _bands(draws: Array, mean: Array, axes: Any, at: Array, colour: str, label: str) -> None:
-    """Quantiles of (S, steps) as bands, and the mean (steps,)."""
-    for share in SHARES:
-        low, high = np.quantile(draws, [(1 - share) / 2, (1 + share) / 2], axis=0)
+def _bands(bands: Array, mean: Array, axes: Any, at: Array, colour: str, label: str) -> None:
+    """The quantiles of `LEVELS`, (6, steps), as bands, and the mean (steps,)."""
+    for low, high in bands.reshape(-1, 2, len(mean)):
         if len(mean) == 1:
             axes.vlines(at, low, high, color=colour, alpha=0.3, linewidth=8)
         else:
@@ -210,12 +222,12 @@ def _bands(draws: Array, mean: Array, axes: Any, at: Array, colour: str, label: 
     axes.plot(at, mean, color=colour, linewidth=1.6, marker="o" if len(mean) == 1 else None, label=label)
 
 
-def _fan(draws: Array, mean: Array, axes: Any) -> None:
-    """Quantiles of (S, steps, D) as bands, and the mean (steps, D)."""
+def _fan(bands: Array, mean: Array, axes: Any) -> None:
+    """The quantiles of `LEVELS`, (6, steps, D), as bands, and the mean (steps, D)."""
     shown, steps = min(mean.shape[1], LINES), np.arange(1, len(mean) + 1)
     for d in range(shown):
         label = f"dimension {d}" if mean.shape[1] > 1 else "mean"
-        _bands(draws[..., d], mean[:, d], axes, steps, COLOURS[d], label)
+        _bands(bands[..., d], mean[:, d], axes, steps, COLOURS[d], label)
     axes.grid(axis="y", color=HAIR, linewidth=0.8)
     axes.set_ylabel("mean, and central 50, 80, 95 %")
     if mean.shape[1] > shown:

@@ -218,25 +218,15 @@ def _states(probs: Array, axes: Any, across: Across, inside: bool) -> None:
 
 
 def _strips(paths: Array, log_prob: Any, axes: Any, across: Across, name: str) -> None:
-    """(T, k) states as a coloured strip a path, the best on top."""
-    from matplotlib.colors import BoundaryNorm, ListedColormap
+    """(T, k) states as a coloured strip a path, the best on top; of the others what they share with it is pale."""
+    from matplotlib.colors import to_rgb
 
-    count = paths.shape[1]
-    colours = (
-        np.ma.masked_less(paths.T % len(COLOURS), 0)
-        if paths.min() >= 0
-        else np.ma.masked_array(paths.T % len(COLOURS), paths.T < 0)
-    )
+    count, each = paths.shape[1], paths.T
+    strength = np.where((each == each[0]) & (np.arange(count) > 0)[:, None] & (log_prob is not None), 0.3, 0.85)
+    strength[each < 0] = 0.0
+    colours = np.array([to_rgb(colour) for colour in COLOURS])[each % len(COLOURS)]
     edges = np.arange(count + 1) * 1.0
-    axes.pcolormesh(
-        across.edges,
-        edges,
-        colours,
-        cmap=ListedColormap(COLOURS),
-        norm=BoundaryNorm(np.arange(len(COLOURS) + 1) - 0.5, len(COLOURS)),
-        alpha=0.85,
-        rasterized=True,
-    )
+    axes.pcolormesh(across.edges, edges, 1 - strength[..., None] * (1 - colours), rasterized=True)
     for edge in edges[1:-1]:
         axes.axhline(edge, color="white", linewidth=2)
     axes.set_ylim(count, 0)

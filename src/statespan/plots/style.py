@@ -119,7 +119,7 @@ class Across(NamedTuple):
         if times is None:
             return cls(np.arange(count), np.arange(count + 1) - 0.5, False, "step")
         label = getattr(times, "name", None) or "time"  # of a pandas index or column
-        times = np.asarray(times)
+        times = plain_times(times)
         if len(times) != count:
             raise StatespanError(f"times has {len(times)} entries for {count} steps; give one for each")
         dates = times.dtype.kind == "M"
@@ -145,6 +145,16 @@ class Across(NamedTuple):
             axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=bool((self.at % 1 == 0).all())))
+
+
+def plain_times(times: Any) -> Array:
+    """Numbers, or dates as NumPy has them: by the clock of their own zone; of a pandas period where it begins."""
+    if getattr(getattr(times, "dtype", None), "tz", None) is not None:
+        times = getattr(times, "dt", times).tz_localize(None)  # of a column, or of an index
+    elif hasattr(times, "to_timestamp"):
+        times = times.to_timestamp()
+    array = np.asarray(times)
+    return array.astype("datetime64[us]") if array.dtype.kind == "O" else array
 
 
 def panels(heights: Sequence[float]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Sequences out of a file of columns or a text, and where each of their steps came from."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +32,7 @@ class Columns(NamedTuple):
         time: the column of times.
         every: the step between times, as `--every` said it.
         inputs: the columns that act on the model, in its order; none of them is observed.
+        missing: numbers or words that stand for a missing cell.
     """
 
     names: tuple[str, ...]
@@ -40,6 +41,7 @@ class Columns(NamedTuple):
     time: str | None = None
     every: str | None = None
     inputs: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -49,8 +51,8 @@ class Columns(NamedTuple):
     def from_json(cls, value: dict[str, Any]) -> "Columns":
         """What `to_json` gave."""
         words = {name: tuple(each) for name, each in value["words"].items()}
-        inputs = tuple(value.get("inputs", ()))
-        return cls(tuple(value["names"]), words, value["sequence"], value["time"], value["every"], inputs)
+        more = {name: tuple(value.get(name, ())) for name in ("inputs", "missing")}
+        return cls(tuple(value["names"]), words, value["sequence"], value["time"], value["every"], **more)
 
 
 class Data(NamedTuple):
@@ -133,6 +135,12 @@ class Data(NamedTuple):
         columns = self.columns._replace(names=tuple(names[c] for c in order))
         return self._replace(columns=columns, values=self.values[:, order])
 
+    def beside(self, answer: Mapping[str, Any]) -> Frame:
+        """The frame, and at its right the columns of an answer; one that the data have too is called `model_...`."""
+        taken = set(self.frame.columns)
+        named = {f"model_{name}" if name in taken else name: values for name, values in answer.items()}
+        return pandas().concat([self.frame, pandas().DataFrame(named, index=self.frame.index)], axis=1)
+
     def which(self, label: str | None) -> int:
         """The number of the sequence of that name, or of that number; the first one for None.
 
@@ -177,6 +185,7 @@ def read(
     every: str | None = None,
     known: Columns | None = None,
     inputs: Sequence[str] = (),
+    missing: Sequence[str] = (),
 ) -> Data:
     r"""Read sequences from a file of columns (see `read_table` for its formats).
 
@@ -189,6 +198,7 @@ def read(
         every: the step between times (D, h, W, MS; a number); steps that are absent are put in as missing.
         known: what a model observes; the file is then read the same way, where nothing else is said.
         inputs: columns of numbers that act on the model; none may be missing.
+        missing: numbers or words that stand for a missing cell, such as "-999", beside an empty one, NA and the like.
 
     Raises:
         StatespanError: one line that names the file, the row, the column and the fix.
@@ -201,7 +211,7 @@ def read(
         >>> data.columns.words, data.values[:, 0].tolist()
         ({'sky': ('rain', 'sun')}, [1.0, 0.0, nan, 1.0])
     """
-    table = read_table(path)
+    table = read_table(path, missing or (known.missing if known else ()))
     sequence, time = _key(table, sequence, known and known.sequence), _key(table, time, known and known.time)
     sequence, every = sequence or table.sequence, every or (known.every if known else None)
     if every is not None and time is None:
@@ -227,8 +237,26 @@ def read(
     values = np.stack(coded, 1)
     if np.isnan(values).all():
         raise StatespanError(f"{path}: nothing is observed in {', '.join(names)}; every cell is empty")
+    for name, numbers in zip(names, coded, strict=True):
+        if name not in words:
+            _suspect(table, name, numbers)
     given = np.stack([_input(table, name) for name in acting], 1) if acting else None
-    return _arrange(table, Columns(tuple(names), words, sequence, time, every, acting), values, given)
+    return _arrange(table, Columns(tuple(names), words, sequence, time, every, acting, table.missing), values, given)
+
+
+def _suspect(table: Table, name: str, numbers: NDArray[np.float64]) -> None:
+    """Note a code such as -999 or 9999 that stands more than once, and apart from all other values by their range."""
+    there = numbers[~np.isnan(numbers)]
+    for code in {there.min(), there.max()} if len(there) else ():
+        rest, count = there[there != code], int((there == code).sum())
+        digits = f"{abs(code):.10g}".replace(".", "")
+        if count < 2 or not len(rest) or len(digits) < 2 or digits.strip("9"):
+            continue
+        if min(abs(code - rest.min()), abs(code - rest.max())) > np.ptp(rest):
+            table.notes.append(
+                f"column {name}: {code:g} stands {count:,} times, far from every other value; if it is no number but a "
+                f"gap, say --missing {code:g}"
+            )
 
 
 def _input(table: Table, name: str) -> NDArray[np.float64]:
@@ -285,7 +313,7 @@ def read_ahead(path: str | Path, data: Data, steps: int) -> NDArray[np.float64]:
     """
     if len(data.ends) == 1:
         return read_inputs(path, data.columns.inputs, steps)[None]
-    table, column = read_table(path), data.columns.sequence
+    table, column = read_table(path, data.columns.missing), data.columns.sequence
     if column is None or column not in table.frame.columns:
         raise StatespanError(
             f"{path}: there are {len(data.ends)} sequences; add the column {column or '--sequence'} that says whose "

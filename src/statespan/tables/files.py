@@ -4,8 +4,8 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -66,6 +66,7 @@ class Table:
         sequence: the column that tells sequences apart, where the file itself says so.
         unnamed: the first column, where the header gives it no name: an index, as pandas writes it.
         notes: what a user should know of how cells were read; it grows as columns are.
+        missing: further cells that stand for nothing, such as -999, in every column.
     """
 
     path: str
@@ -74,6 +75,7 @@ class Table:
     sequence: str | None = None
     unnamed: str | None = None
     notes: list[str] = field(default_factory=list)
+    missing: tuple[str, ...] = ()
 
     def at(self, place: Any, column: str | None = None) -> str:
         """Where a cell stands, for an error."""
@@ -105,8 +107,13 @@ class Table:
         cells = self.frame[column]
         if cells.dtype.kind in "OUT" or cells.dtype.name in ("str", "string", "category"):
             cells = cells.astype("str").str.strip()
-            return cells, ~np.asarray(cells.isna() | cells.isin(MISSING), bool)
-        return cells, cells.notna().to_numpy(bool)
+            gone = cells.isna() | cells.isin(MISSING) | cells.isin(self.missing)
+        else:
+            gone = cells.isna()
+        numbers = [float(each) for each in self.missing if _is_number(each)]
+        if numbers and cells.dtype.kind not in "Mmb":  # -999 is -999.0 too
+            gone |= pandas().to_numeric(cells, errors="coerce").isin(numbers)
+        return cells, ~np.asarray(gone, bool)
 
     def observed(self, keys: Collection[str | None]) -> list[str]:
         """The columns that are observed where none is named: all but `keys` and one without a name."""
@@ -162,7 +169,7 @@ class Table:
         return cells.astype("str"), there
 
 
-def read_table(path: str | Path) -> Table:
+def read_table(path: str | Path, missing: Sequence[str] = ()) -> Table:
     r"""Read a file of columns, in the format that its name's ending tells.
 
     `.parquet` and `.pq` are Parquet; `.npy` one array, (T,), (T, D) or (N, T, D); `.npz` such an array or columns by
@@ -171,6 +178,7 @@ def read_table(path: str | Path) -> Table:
 
     Args:
         path: the file.
+        missing: numbers or words that stand for a missing cell, such as "-999", beside an empty one, NA and the like.
 
     Raises:
         StatespanError: the file is missing, empty, or not in its format.
@@ -199,7 +207,7 @@ def read_table(path: str | Path) -> Table:
     twice = table.frame.columns[table.frame.columns.duplicated()]
     if len(twice):
         raise StatespanError(f"{path}: the column {twice[0]} is there twice; name each column once")
-    return table
+    return replace(table, missing=tuple(missing))
 
 
 def _text(path: Path) -> Table:
