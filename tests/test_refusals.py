@@ -25,6 +25,7 @@ calls = {
     "inputs= is given": lambda: model.sample(length=1, inputs=[[1.0]]),
     "future[1, 0] is not finite": lambda: driven.forecast([0], inputs=[[1.0]], steps=2, future=[[1.0], [float("nan")]]),
     "Sequences has lengths, inputs": lambda: model.log_prob(ss.Sequences(), lengths=[2]),
+    "takes no weights of single steps": lambda: ss.lstm(3, 2).fit([0, 1], by=ss.SGD(epochs=1), weights=[1.0, 2.0]),
     "takes no labelled states": lambda: ss.linear_gaussian(1, 1).filter([0.1], states=[0]),
     "sample(inputs=) is (3, 1); give": lambda: driven.sample(length=2, inputs=[[1.0]] * 3),
     "cannot write": lambda: model.save("a\\0b"),

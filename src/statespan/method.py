@@ -107,7 +107,8 @@ class Method(ABC):
 
     `accepts` names the interface it needs of each part: (initial, transition, emission).
     `scores_from` names the fields of `Trace` that `score` and `paths` read, `watches` those that `mend` does.
-    `takes_labels` says whether there are states that `states=` can name.
+    `takes_labels` says whether there are states that `states=` can name, `takes_powers` whether single steps may have
+    weights.
 
     `docs/design.md` shows a whole one.
 
@@ -124,6 +125,7 @@ class Method(ABC):
     scores_from: ClassVar[frozenset[str]] = frozenset()
     watches: ClassVar[frozenset[str]] = frozenset()
     takes_labels: ClassVar[bool] = True
+    takes_powers: ClassVar[bool] = True
 
     @abstractmethod
     def constants(self, model: "statespan.model.StateSpace") -> Tree:
@@ -470,10 +472,12 @@ def prepare(
     """`method.prepare` with the lengths beside it, and before the data what `belief` remembers.
 
     Raises:
-        StatespanError: states are labelled, and the method has none to name.
+        StatespanError: states are labelled, or single steps weighted, and the method knows no such thing.
     """
     if data.states is not None and not method.takes_labels:
         raise StatespanError(f"{type(method).__name__} takes no labelled states; leave states= out")
+    if data.powers is not None and not method.takes_powers:
+        raise StatespanError(f"{type(method).__name__} takes no weights of single steps; weight whole sequences")
     constants = method.constants(model) if constants is None else constants
     data = data if belief is None else method.resume(model, data, belief)
     return Prepared(*method.prepare(model, constants, data), data.lengths)

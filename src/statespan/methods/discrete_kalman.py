@@ -72,6 +72,7 @@ class DiscreteKalman(Method):
 
     accepts = (GaussianInitial, LinearPart, PredictedEmission)
     takes_labels = False
+    takes_powers = False
 
     def __init__(self, update: Update | None = None, passes: int = 0):
         if passes < 0:
@@ -89,8 +90,6 @@ class DiscreteKalman(Method):
 
     def prepare(self, model: Any, constants: Tree, data: Sequences) -> tuple[Affine, Reading]:
         """The move's matrices, and C and d."""
-        if data.powers is not None:
-            raise StatespanError("this model takes no weights of single steps; weight whole sequences")
         move = model.transition.affine(data.u)
         moves = Affine(over_time(move.matrix, 2), over_time(move.offset, 1), over_time(move.scale, 2))
         matrix, offset = model.emission.predictors(data.u)

@@ -109,6 +109,7 @@ class EnsembleKalman(Method):
 
     accepts = (Generative, Generative, NonlinearPart)
     takes_labels = False
+    takes_powers = False
 
     def __init__(self, members: int = 100, inflation: float = 1.0, localisation: Tensor | None = None):
         if members < 2:
@@ -130,8 +131,6 @@ class EnsembleKalman(Method):
 
     def prepare(self, model: Any, constants: Tree, data: Sequences) -> tuple[Tree, Observed]:
         """Nothing can be done before the members are there."""
-        if data.powers is not None:
-            raise StatespanError("an ensemble takes no weights of single steps; weight whole sequences")
         return (data.u,), Observed(data.y, data.u, data.present)
 
     def init(self, model: Any, move: Tree, batch: int) -> Particles:

@@ -189,6 +189,7 @@ class Kalman(Method):
 
     accepts = (GaussianInitial, LinearPart, LinearPart)
     takes_labels = False
+    takes_powers = False
 
     def __init__(self, steady: float = 1e-14):
         self.steady = steady
@@ -203,8 +204,6 @@ class Kalman(Method):
 
     def prepare(self, model: Any, constants: Tree, data: Sequences) -> tuple[Affine, Observation]:
         """The move's matrices, and each step's observation with its gaps taken out."""
-        if data.powers is not None:
-            raise StatespanError("a linear Gaussian model takes no weights of single steps; weight whole sequences")
         move = model.transition.affine(data.u)
         moves = Affine(over_time(move.matrix, 2), over_time(move.offset, 1), over_time(move.scale, 2))
         return moves, observation(model.emission.affine(data.u), data)

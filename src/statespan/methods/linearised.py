@@ -66,6 +66,7 @@ class Linearised(Method):
 
     accepts = (GaussianInitial, NonlinearPart, NonlinearPart)
     takes_labels = False
+    takes_powers = False
 
     def __init__(self, rule: Linearisation | None = None, iterations: int = 1, passes: int = 0):
         if iterations < 1 or passes < 0:
@@ -84,8 +85,6 @@ class Linearised(Method):
 
     def prepare(self, model: Any, constants: Tree, data: Sequences) -> tuple[Tree, Observed]:
         """Nothing can be done before the beliefs are there."""
-        if data.powers is not None:
-            raise StatespanError("a nonlinear Gaussian model takes no weights of single steps; weight whole sequences")
         return (data.u,), Observed(data.y, data.u, data.present)
 
     def init(self, model: Any, move: Tree, batch: int) -> Gaussian:

@@ -64,6 +64,7 @@ class ParticleFilter(Method):
 
     accepts = (Generative, Generative, Generative)
     takes_labels = False
+    takes_powers = False
 
     def __init__(self, particles: int = 1000, resample: float = 0.5):
         if particles < 1:

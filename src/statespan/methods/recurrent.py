@@ -56,6 +56,7 @@ class Recurrent(Method):
 
     accepts = (CellInitial, CellTransition, CellEmission)
     takes_labels = False
+    takes_powers = False
     scores_from = frozenset({"predicted"})
 
     def exact(self, model: Any) -> bool:

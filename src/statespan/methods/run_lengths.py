@@ -125,6 +125,7 @@ class RunLengthFilter(Method):
     """
 
     accepts = (SegmentStart, Renewal, Segment)
+    takes_powers = False
 
     def __init__(self, keep: int | None = None):
         if keep is not None and keep < 2:
@@ -146,8 +147,6 @@ class RunLengthFilter(Method):
 
     def prepare(self, model: Any, constants: Constants, data: Sequences) -> tuple[Move, Seen]:
         """What each observation adds to the sums of the segments it may lie in."""
-        if data.powers is not None:
-            raise StatespanError("a model of changepoints takes no weights of single steps; weight whole sequences")
         if data.states is not None and data.states.dim() == 3:
             raise StatespanError("a model of changepoints takes run lengths as labels, 0 where a segment begins, or -1")
         room = torch.zeros(data.shape[0], dtype=torch.long)

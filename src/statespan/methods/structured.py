@@ -8,7 +8,7 @@ from torch import Tensor
 
 from statespan.belief import Gaussian
 from statespan.errors import StatespanError
-from statespan.method import Expected, Hindsight, Method, Prepared, Statistics, closed_parts
+from statespan.method import Expected, Hindsight, Method, Prepared, Statistics, closed_parts, prepare
 from statespan.methods.finite import LastTime, Likelihood, OneChain, excluded_states
 from statespan.methods.finite import Moves as Jumps
 from statespan.methods.forward import Forward, expectations
@@ -99,7 +99,7 @@ class StructuredPosterior:
         before = self._settled.of(model)
         settled = before.get(data.y)
         if settled is None:
-            prepared = Prepared(*method.prepare(model, constants, data), data.lengths)
+            prepared = prepare(model, method, data, constants)
             settled = _first(model, method.hindsight(model, prepared, None, data, pairs=True))
         equations = _equations(model, data, seen)
 

@@ -306,6 +306,7 @@ class MixtureFilter(Method):
     """
 
     accepts = (SwitchingStart, SwitchingTransition, SwitchingEmission)
+    takes_powers = False
 
     def __init__(self, order: int, remembered: int, paths: int):
         if order < 2 or paths < 1:
@@ -352,8 +353,6 @@ class MixtureFilter(Method):
 
     def prepare(self, model: Any, constants: Tree, data: Sequences) -> tuple[Moves, Seen]:
         """The regimes' matrices, the chain's tables, and each step's observation with its gaps taken out."""
-        if data.powers is not None:
-            raise StatespanError("a switching linear model takes no weights of single steps; weight whole sequences")
         move = model.transition.affine(data.u)
         affine = Affine(*[over_time(x, rank) for x, rank in zip(move, (3, 2, 3), strict=True)])
         moves = Moves(
