@@ -243,4 +243,4 @@ def principal(y: Tensor, observed: Tensor | None, factors: int) -> tuple[Tensor,
     white, _, mean, deviation = standardised(y, observed)
     values, vectors = torch.linalg.eigh(white.mT @ white / len(white))
     values, vectors = values.flip(-1)[:factors], vectors.flip(-1)[:, :factors]
-    return mean, deviation, vectors * values.clamp_min(0).sqrt()
+    return mean, deviation.clamp_min(1e-12), vectors * values.clamp_min(0).sqrt()
