@@ -10,6 +10,7 @@ from hmmlearn import hmm as hmmlearn
 from torch.testing import assert_close
 
 import statespan as ss
+from statespan.sequences import read
 
 KINDS = ["full", "diagonal", "spherical", "tied"]
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -285,6 +286,23 @@ def test_a_state_that_is_never_visited_keeps_its_parameters():
             assert_close(model.transition.probs[2], torch.tensor(move[2], dtype=dtype))
             if emission.event.symbols is None:
                 assert_close(model.emission.mean[2], before[0][2])
+
+
+@pytest.mark.parametrize(
+    "emission",
+    [ss.Gaussian(2), ss.Gaussian(2, covariance="diagonal"), ss.StudentT(2), ss.GaussianMixture(2, components=2)],
+)
+def test_small_units_do_not_matter(emission):
+    y = torch.rand(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y[10:20] = y[10]  # where a variance meets its floor
+    reached = []
+    for values in (y, y * 1e-9):
+        model = ss.hmm(states=2, emission=emission, seed=0)
+        data, _ = read(values, model.emission.event)
+        torch.manual_seed(0)
+        em = ss.EM(iterations=8)
+        reached.append(em(model, data, start=True))
+    assert reached[1] + 80 * math.log(1e-9) == pytest.approx(reached[0], abs=1e-6)
 
 
 def test_a_state_on_one_point_stays_above_the_floor():

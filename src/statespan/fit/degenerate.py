@@ -34,6 +34,8 @@ def at_bounds(part: Any) -> list[str]:
 @at_bounds.register(Gaussian)
 @torch.no_grad()
 def _(part: Gaussian) -> list[str]:
-    smallest = torch.linalg.eigvalsh(part.covariance)[:, 0]
+    units = torch.ones_like(part.mean[0]) if part.units is None else part.units
+    smallest = torch.linalg.eigvalsh(part.covariance / (units[:, None] * units))[:, 0]
     states = (smallest <= part.floor * (1 + 1e-6)).nonzero()[:, 0].tolist()
-    return [f"state {k}: a variance is at its floor {part.floor:g}, where it would have gone to zero" for k in states]
+    floor = f"{part.floor:g}" + (" times that of all data" if bool((units < 1).any()) else "")
+    return [f"state {k}: a variance is at its floor {floor}, where it would have gone to zero" for k in states]

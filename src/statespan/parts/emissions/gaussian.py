@@ -12,7 +12,7 @@ from statespan.errors import StatespanError
 from statespan.kernels import diagonal_normal
 from statespan.part import FiniteEmission, Generative, Part
 from statespan.parts.emissions.common import spread_out, whole_rows
-from statespan.parts.emissions.normal import floored, given, patterns
+from statespan.parts.emissions.normal import floored, given, patterns, units_of
 from statespan.parts.priors import NormalInverseWishart
 from statespan.sequences import Event
 from statespan.shapes import Float
@@ -34,8 +34,9 @@ class Gaussian(Part, FiniteEmission, Generative):
         covariance: "full", "diagonal", "spherical" (one variance a state) or "tied" (one matrix for all states).
         states: K; None leaves it to `ss.hmm`.
         mean: (K, D), to give the parameters instead of the sizes; `covariance` is then the matrices (K, D, D).
-        floor: the least variance in any direction that the M-step gives, in the units of y squared: without one a state
-            that settles on one point has unbounded likelihood.
+        floor: the least variance in any direction that the M-step gives: without one a state that settles on one point
+            has unbounded likelihood. It is in the units of y squared, or, of a coordinate whose variance over all data
+            is below 1, a share of that variance, so that small units do not matter.
         prior_scale: Psi of a normal-inverse-Wishart prior on mean and covariance, (D, D) or (K, D, D), or a number for
             that times the identity; None is no prior on the covariance. Psi is added to each scatter.
         degrees: nu of it; each scatter is divided by its weight + nu + D + 1 (+ 1 where `mean_strength` is positive).
@@ -93,6 +94,8 @@ class Gaussian(Part, FiniteEmission, Generative):
         if not isinstance(covariance, str) or covariance not in COVARIANCES:
             raise StatespanError(f"covariance={covariance!r} is none of {', '.join(COVARIANCES)}; choose one of them")
         self.dim, self.kind, self.states, self.floor = dim, covariance, states, floor
+        self.units: Tensor | None = None
+        """In which the floor is measured, of the data seen last."""
         self.remember(dim=dim, covariance=covariance, states=states, mean=None)
         self.event = Event(1, None, dim)
         self.prior = NormalInverseWishart.check(dim, prior_scale, degrees, mean_strength, prior_mean)
@@ -282,7 +285,9 @@ class Gaussian(Part, FiniteEmission, Generative):
             variance = scatter / (weight + prior.extra(self.dim)).clamp_min(torch.finfo(weight.dtype).tiny)[:, None]
             if self.kind == "spherical":
                 variance = variance.mean(-1, keepdim=True)
-            log_diagonal = variance.clamp_min(self.floor).log() / 2
+            self.units = units_of(mean, stats.second - shift * first, weight)
+            low = self.floor * (self.units.square() if self.kind == "diagonal" else self.units.square().min())
+            log_diagonal = variance.clamp_min(low).log() / 2
             self.log_diagonal.copy_(torch.where(seen[:, None], log_diagonal, self.log_diagonal))
             self.mean.copy_(mean)
             return
@@ -294,6 +299,8 @@ class Gaussian(Part, FiniteEmission, Generative):
     def set_scatter(self, mean: Tensor, scatter: Tensor, weight: Tensor) -> None:
         """Set means (K, D), and covariances from scatters about them (K, D, D), their weights (K,) and the prior."""
         prior, seen = self.prior, weight > 0
+        if bool(mean.any()):  # not what is left of a regression
+            self.units = units_of(mean, scatter.diagonal(dim1=-2, dim2=-1), weight)
         off = mean - prior.location(self.mean)
         scatter = scatter + prior.mean_strength * off[:, :, None] * off[:, None]
         if self.kind == "tied":
@@ -302,7 +309,7 @@ class Gaussian(Part, FiniteEmission, Generative):
         else:
             total = (weight + prior.extra(self.dim)).clamp_min(torch.finfo(weight.dtype).tiny)
             covariance = (scatter + prior.psi(mean)) / total[:, None, None]
-        covariance = floored(self._restricted(covariance), self.floor)
+        covariance = floored(self._restricted(covariance), self.floor, self.units)
         keep = seen[:, None, None] if self.kind != "tied" else torch.ones_like(seen)[:, None, None]
         self.set_moments(mean, torch.where(keep, covariance, self.covariance))
 
@@ -318,7 +325,10 @@ class Gaussian(Part, FiniteEmission, Generative):
             return
         centred = points - points.mean(0)
         covariance = self._restricted((centred.T @ centred / len(points)).expand(len(self.mean), -1, -1))
-        self.set_moments(spread_out(points, len(self.mean))[0], floored(covariance, self.floor))
+        self.units = units_of(
+            points.mean(0, keepdim=True), centred.square().sum(0, keepdim=True), points.new_full((1,), len(points))
+        )
+        self.set_moments(spread_out(points, len(self.mean))[0], floored(covariance, self.floor, self.units))
 
     def _restricted(self, covariance: Tensor) -> Tensor:
         """The covariances (K, D, D) as the kind allows: their diagonals, or the mean of those."""

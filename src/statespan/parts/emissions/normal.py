@@ -71,8 +71,27 @@ def given(covariance: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return gone, gain, rest
 
 
-def floored(covariance: Tensor, floor: float) -> Tensor:
-    """Covariances with every eigenvalue below `floor` raised to it: the likeliest of those with none below it."""
-    values, vectors = torch.linalg.eigh(covariance)
-    raised = vectors @ torch.diag_embed(values.clamp_min(floor)) @ vectors.mT
+def floored(covariance: Tensor, floor: float, units: Tensor | None = None) -> Tensor:
+    """Covariances with every eigenvalue below `floor` raised to it: the likeliest of those with none below it.
+
+    With `units`, (D,), the coordinates are measured in these.
+    """
+    square = covariance.new_ones(()) if units is None else units[:, None] * units
+    values, vectors = torch.linalg.eigh(covariance / square)
+    raised = vectors @ torch.diag_embed(values.clamp_min(floor)) @ vectors.mT * square
     return torch.where((values < floor).any(-1)[..., None, None], raised, covariance)
+
+
+def units_of(mean: Tensor, within: Tensor, weight: Tensor) -> Tensor:
+    """The standard deviation of each coordinate, (D,), where it is below 1, and 1 where it is not, or is rounding.
+
+    Args:
+        mean: of each state, (K, D).
+        within: sums of squares about these, (K, D).
+        weight: of each state, (K,).
+    """
+    total = weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+    centre = weight @ mean / total
+    variance = (within.sum(0) + weight @ (mean - centre).square()) / total
+    small = (variance < 1) & (variance > 1e-20 * centre.square())
+    return torch.where(small, variance, 1.0).sqrt()
