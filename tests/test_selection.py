@@ -151,6 +151,28 @@ def test_what_a_model_says_does_not_hang_on_the_order_of_its_states(transition: 
     assert_close(after.probs, before.probs[:, [2, 0, 1]])
 
 
+@pytest.mark.parametrize(
+    "emission",
+    [
+        ss.Product(ss.Categorical(3), ss.Gaussian(2)),
+        ss.GaussianMixture(3, 2),
+        ss.Gaussian(3, "tied"),
+        ss.SwitchingRegression(inputs=2, switching=["variance"]),
+    ],
+)
+def test_nor_on_where_an_emission_keeps_them(emission: ss.Part):
+    model, order = ss.hmm(states=3, emission=emission, seed=0), torch.tensor([2, 0, 1])
+    width = model.emission.event.dim
+    y = torch.tensor([[0.0, 1.5, 0.1], [2.0, -1.0, 0.3], [1.0, 0.2, 2.0]])[:, :width]
+    given = {"inputs": y.new_tensor([[0.0, 1.0], [1.0, 2.0], [3.0, 1.0]])} if model.emission.takes_inputs else {}
+    before = model.smooth(y, **given)
+    for part in model.parts:
+        ss.selection.permute(part, order)
+    after = model.smooth(y, **given)
+    assert_close(after.log_prob, before.log_prob)
+    assert_close(after.probs, before.probs[:, order])
+
+
 @pytest.mark.parametrize("given", [{"initial": [math.nan, math.nan, 0.0]}, {"transition": ss.left_to_right(3)}])
 def test_a_model_whose_states_cannot_change_places_stays_as_it_is(given: dict):
     model, other = (ss.hmm(emission=ss.Gaussian(1), states=3, seed=i, **given) for i in (0, 1))

@@ -237,6 +237,29 @@ class FiniteTransition(ABC):
         raise not_movable(self)
 
 
+@torch.no_grad()
+def permute(part: Any, order: Tensor) -> None:
+    """Put a part's states in another order: state k becomes what `order[k]` was.
+
+    By its own `permute(order)`; an emission without one has states first in every parameter, or none.
+
+    Args:
+        part: of K states.
+        order: (K,) integers.
+
+    Raises:
+        StatespanError: how this part does that is not known, or the order of its states matters.
+    """
+    if hasattr(part, "permute"):
+        part.permute(order)
+        return
+    for p in part.parameters():
+        if p.dim() and len(p) == len(order):
+            p.copy_(p[order])
+        elif p.dim() == 0 or len(p) != 1:
+            raise not_movable(part)
+
+
 def not_movable(part: Any) -> StatespanError:
     """The error of a part whose states cannot be put in another order."""
     return StatespanError(

@@ -17,7 +17,7 @@ from statespan.fit.em import observations, take
 from statespan.method import lacks, run, total
 from statespan.methods import MaxProduct, method_for
 from statespan.parameters import free_parameters
-from statespan.part import not_movable, seeded
+from statespan.part import permute, seeded
 from statespan.sequences import Sequences
 from statespan.verbs import ask
 
@@ -410,20 +410,3 @@ def assignment(cost: np.ndarray) -> np.ndarray:
         if owner[j]:
             rows[owner[j] - 1] = j - 1
     return rows
-
-
-@torch.no_grad()
-def permute(part: Any, order: Tensor) -> None:
-    """Put a part's states in another order: state k becomes what `order[k]` was.
-
-    By its own `permute(order)`; an emission without one has states first in every parameter, or none.
-    """
-    if hasattr(part, "permute"):
-        part.permute(order)
-        return
-    states = len(order)
-    for p in part.parameters():
-        if p.dim() and p.shape[0] == states:
-            p.copy_(p[order])
-        elif states in p.shape or p.dim() == 0 or p.shape[0] != 1:
-            raise not_movable(part)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from statespan.errors import StatespanError
-from statespan.part import FiniteEmission, Generative, Part, mixed
+from statespan.part import FiniteEmission, Generative, Part, mixed, permute
 from statespan.parts.emissions.common import spread_out, stochastic, whole_rows
 from statespan.parts.emissions.gaussian import Gaussian
 from statespan.parts.priors import dirichlet, log_dirichlet
@@ -128,6 +128,13 @@ class GaussianMixture(Part, FiniteEmission, Generative):
     def _shares(self, y: Tensor, u: Tree, observed: Tensor | None, weights: Tensor) -> Tensor:
         """State weights divided among the components, (T, B, K M); where no row is there, by the prior weights."""
         return divided(self._joint(y, u, observed, self.constants()), observed, self.logits, weights)
+
+    @torch.no_grad()
+    def permute(self, order: Tensor) -> None:
+        """State k becomes what `order[k]` was, with its components."""
+        count = self.components
+        self.logits.copy_(self.logits[order])
+        permute(self.normals, (order[:, None] * count + torch.arange(count, device=order.device)).flatten())
 
     def log_prior(self) -> Tensor:
         """The Dirichlet's sum of (alpha - 1) log w."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from statespan.errors import StatespanError
-from statespan.part import FiniteEmission, Generative, Part
+from statespan.part import FiniteEmission, Generative, Part, permute
 from statespan.parts.emissions.common import first_weights
 from statespan.sequences import Event, Support, any_of
 from statespan.shapes import Float
@@ -123,6 +123,11 @@ class ProductEmission(Part, FiniteEmission, Generative):
         """Each emission's mean, for symbols the mode."""
         filled = [e.fill(part, u, seen, weights).to(y.dtype) for e, part, seen, _ in self._each(y, observed)]
         return torch.cat([x[..., None] if x.dim() == y.dim() - 1 else x for x in filled], -1)
+
+    def permute(self, order: Tensor) -> None:
+        """Each emission's."""
+        for e in self._parts:
+            permute(e, order)
 
     def log_prior(self) -> Any:
         """The sum of the emissions'."""

@@ -135,6 +135,9 @@ class SwitchingRegression(Part, FiniteEmission):
             coefficients: (K, U + 1), W and then b; (K,) where there are no inputs.
             autoregression: (K, p), or (p,) for all regimes.
             variance: (K,), or a number for all.
+
+        Raises:
+            StatespanError: a variance that is not positive.
         """
         if coefficients is not None:
             _set(
@@ -149,6 +152,10 @@ class SwitchingRegression(Part, FiniteEmission):
             if not bool((value > 0).all()):
                 raise StatespanError(f"set_values(variance=): it must be positive, and is {value.flatten().tolist()}")
             _set(self.log_variance, self.which_variance, value.log())
+
+    def permute(self, order: Tensor) -> None:
+        """Regime k becomes what `order[k]` was."""
+        self.set_values(self.coefficients[order], self.autoregression[order], self.variance[order])
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """c, (S, V), and the variances of the states, (S,)."""
