@@ -259,6 +259,20 @@ def test_a_coordinate_that_others_determine_adds_nothing():
         assert full.log_prob(wide + torch.tensor([0.0, 0.1, 0.0]), method=method).isneginf().all()
 
 
+def test_noise_of_fewer_dimensions_than_coordinates_is_told_by_as_many():
+    """Six coordinates of three things: what the first three say is all, whatever rounding leaves of the others."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        shown, noise = normal(6, 1), normal(6, 2)
+        full, small = (
+            ss.linear_gaussian(observation=shown[:n], observation_noise=noise[:n] @ noise[:n].T) for n in (6, 3)
+        )
+        y = normal(4, 1) @ shown.T + normal(4, 2) @ noise.T
+        for method in (ss.Kalman(), Plain()):
+            found, told = (m.log_prob(x, method=method).detach() for m, x in ((full, y), (small, y[:, :3])))
+            assert_close(found, told, rtol=1e-9, atol=1e-9)
+
+
 def test_the_gradient_of_a_long_series_is_that_of_its_value():
     """Over 600 steps the recursion backwards must not let rounding grow."""
     torch.manual_seed(9)

@@ -30,6 +30,7 @@ from ._simd import (
     scatter_four,
     splat,
     store,
+    store_pairs,
     sub,
     width,
     zero,
@@ -42,6 +43,9 @@ inner = njit(**INNER)
 
 #: Fewer series than this are done one by one: most lanes would be empty.
 FEW = 4
+
+#: Shares of a row that are nothing: of a state's, and of an observation's, as its noise is given by a covariance.
+ROUNDING, TOLD = 4e-16, 4e-15
 
 #: A settled series is not cut into shorter runs than this.
 RUN = 64
@@ -114,25 +118,27 @@ def by_rows(matrix, at, stride, rows, columns, out, begin):
 def projected(W, v, c, columns, at):
     """The sum over k from column c on of v[k] times column k of W, a vector of rows from `at` on."""
     stride = W.shape[1]
-    first, second = zero(W), zero(W)
-    even = c + (columns - c) // 2 * 2
-    for k in range(c, even, 2):
+    first, second, third, fourth = zero(W), zero(W), zero(W), zero(W)
+    whole = c + (columns - c) // 4 * 4
+    for k in range(c, whole, 4):
         first = fma(splat(v, k), load(W, k * stride + at), first)
         second = fma(splat(v, k + 1), load(W, (k + 1) * stride + at), second)
-    if even < columns:
-        first = fma(splat(v, even), load(W, even * stride + at), first)
-    return add(first, second)
+        third = fma(splat(v, k + 2), load(W, (k + 2) * stride + at), third)
+        fourth = fma(splat(v, k + 3), load(W, (k + 3) * stride + at), fourth)
+    for k in range(whole, columns):
+        first = fma(splat(v, k), load(W, k * stride + at), first)
+    return add(add(first, second), add(third, fourth))
 
 
 @inner
-def echelon(W, start, rows, height, c, columns, pivots, v, sizes, dot):
+def echelon(W, start, rows, height, c, columns, share, pivots, v, sizes, dot):
     """Turns W's columns from c on so that each row from `start` to `rows` ends at its pivot; where the next would be.
 
-    A row that others determine has none (-1).
+    A row of which the others leave less than this share, times the columns, they determine: it has none (-1).
     """
     stride, lanes = W.shape[1], width(W)
     end = padded(height)
-    tiny = 4e-16 * columns
+    tiny = share * columns
     if start == 0:
         for at in range(0, end, lanes):
             square = zero(W)
@@ -320,9 +326,9 @@ def forward_covariances(
         multiply(shown, 0, tall, E, D, X, 0, wide, D, True, W, 0, high)
         below(X, wide, D, W, E)
         columns = append(r, place(r, t, g), E, M, W, D)
-        count = echelon(W, 0, E, E + D, 0, columns, pivots, v, sizes, dot)
+        count = echelon(W, 0, E, E + D, 0, columns, TOLD, pivots, v, sizes, dot)
         if full or columns - count > D:
-            echelon(W, E, E + D, E + D, count, columns, pivots, v, sizes, dot)
+            echelon(W, E, E + D, E + D, count, columns, ROUNDING, pivots, v, sizes, dot)
         ordered(pivots, E, order)
         for i in range(E * size):
             poke(step, at + i, 0.0)
@@ -376,13 +382,13 @@ def forward_covariances(
         if smooth:
             below(after, wide, D, W, D)
         columns = append(q, place(q, t + 1, g), D, N, W, D)
-        count = echelon(W, 0, D, 2 * D if smooth else D, 0, columns, pivots, v, sizes, dot)
+        count = echelon(W, 0, D, 2 * D if smooth else D, 0, columns, ROUNDING, pivots, v, sizes, dot)
         take_root(W, 0, 0, columns, X, 0, D)
         if smooth:
             ordered(pivots, D, order)
             divide(W, D, high, W, order, count, D, gains, t * D * wide, wide, D)
             if columns - count > D:
-                echelon(W, D, 2 * D, 2 * D, count, columns, pivots, v, sizes, dot)
+                echelon(W, D, 2 * D, 2 * D, count, columns, ROUNDING, pivots, v, sizes, dot)
             take_root(W, D, count, columns, rest, t * D * wide, D)
         if steady > 0.0 and t > 0 and largest_change(X, before, D * wide) <= steady:
             return n + 1, True
@@ -407,7 +413,7 @@ def backward_covariances(
     settled, late = False, -1
     if begin and write >= 0:
         copy(later, 0, V, 0, D * wide)
-        echelon(V, 0, D, D, 0, D, pivots, v, sizes, dot)
+        echelon(V, 0, D, D, 0, D, ROUNDING, pivots, v, sizes, dot)
         copy(V, 0, later, 0, D * wide)
         by_rows(later, 0, wide, D, D, roots, place(roots, t1, write))
     for t in range(t1 - 1, t0 - 1, -1):
@@ -440,7 +446,7 @@ def backward_covariances(
                 multiply(gains, gain, wide, D, D, square, 0, wide, D, False, joint, 0, wide)
             multiply(gains, gain, wide, D, D, later, 0, wide, D, True, V, 0, wide)
             copy(rest, gain, V, D * wide, D * wide)
-            echelon(V, 0, D, D, 0, 2 * D, pivots, v, sizes, dot)
+            echelon(V, 0, D, D, 0, 2 * D, ROUNDING, pivots, v, sizes, dot)
             if steady > 0.0 and t > filled and largest_change(V, later, D * wide) <= steady:
                 settled, late = True, t
             copy(V, 0, later, 0, D * wide)
@@ -465,14 +471,16 @@ def doubtful(M, at, stride, columns, x, begin, lanes, off):
 @inner
 def matvec(M, at, stride, columns, x, begin):
     """A vector of rows of M x."""
-    first, other = zero(M), zero(M)
-    even = columns // 2 * 2
-    for j in range(0, even, 2):
+    first, second, third, fourth = zero(M), zero(M), zero(M), zero(M)
+    whole = columns // 4 * 4
+    for j in range(0, whole, 4):
         first = fma(splat(x, begin + j), load(M, at + j * stride), first)
-        other = fma(splat(x, begin + j + 1), load(M, at + (j + 1) * stride), other)
-    if even < columns:
-        first = fma(splat(x, begin + even), load(M, at + even * stride), first)
-    return add(first, other)
+        second = fma(splat(x, begin + j + 1), load(M, at + (j + 1) * stride), second)
+        third = fma(splat(x, begin + j + 2), load(M, at + (j + 2) * stride), third)
+        fourth = fma(splat(x, begin + j + 3), load(M, at + (j + 3) * stride), fourth)
+    for j in range(whole, columns):
+        first = fma(splat(x, begin + j), load(M, at + j * stride), first)
+    return add(add(first, second), add(third, fourth))
 
 
 @helper
@@ -540,9 +548,9 @@ def one_series(
 
 @inner
 def times(M, at, stride, rows, columns, x, out):
-    """Out = M x for as many series as there are lanes, rows rounded up to fours; x and out are (coordinates, lanes)."""
-    lanes = width(x)
-    for i in range(0, rows, 4):
+    """Out = M x for as many series as there are lanes, rows rounded up to twos; x and out are (coordinates, lanes)."""
+    lanes, fours = width(x), (rows + 1) // 4 * 4
+    for i in range(0, fours, 4):
         a, b, c, d = zero(x), zero(x), zero(x), zero(x)
         for j in range(columns):
             v, place = load(x, j * lanes), at + j * stride + i
@@ -554,6 +562,14 @@ def times(M, at, stride, rows, columns, x, out):
         store(out, (i + 1) * lanes, b)
         store(out, (i + 2) * lanes, c)
         store(out, (i + 3) * lanes, d)
+    if fours < rows:
+        a, b = zero(x), zero(x)
+        for j in range(columns):
+            v, place = load(x, j * lanes), at + j * stride + fours
+            a = fma(splat(M, place), v, a)
+            b = fma(splat(M, place + 1), v, b)
+        store(out, fours * lanes, a)
+        store(out, (fours + 1) * lanes, b)
 
 
 @inner
@@ -576,6 +592,9 @@ def put(source, at, size, target, begin, step):
     lanes = width(source)
     if step == 1:
         store(target, begin, load(source, at))
+        return
+    if size == 2 and step == 2:
+        store_pairs(target, begin, load(source, at), load(source, at + lanes))
         return
     whole = size // 4 * 4
     for k in range(0, whole, 4):
@@ -924,7 +943,7 @@ def gradient_group(
             by_columns(ahead_roots, place(ahead_roots, min(t, filled), g), D, D, 1.0, root, 0, wide)
             multiply(S, 0, high, E, D, root, 0, wide, D, True, W, 0, W.shape[1])
             columns = append(r, place(r, t, g), E, r.shape[3], W, D)
-            echelon(W, 0, E, E, 0, columns, pivots, v_, sizes, dot)
+            echelon(W, 0, E, E, 0, columns, TOLD, pivots, v_, sizes, dot)
             divide(unit, 0, high, W, order, ordered(pivots, E, order), E, white, 0, high, E)
             for i in range(E):  # the inverse of the innovation's covariance
                 for j in range(E):

@@ -652,6 +652,22 @@ def scatter_four(typing: Any, target: Any, first: Any, step: Any, source: Any, p
 
 
 @intrinsic
+def store_pairs(typing: Any, array: Any, index: Any, a: Any, b: Any) -> Any:
+    """Writes a[0], b[0], a[1], b[1], ... from flat position `index` of a contiguous array on."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        target, place, a, b = values
+        n, size = a.type.count, array.dtype.bitwidth // 8
+        for half in range(2):
+            mixed = _shuffle(builder, a, b, [half * n // 2 + k // 2 + k % 2 * n for k in range(n)])
+            at = builder.add(place, ir.IntType(64)(half * n))
+            builder.store(mixed, _address(context, builder, array, target, at, a.type), align=size)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, a, b), code
+
+
+@intrinsic
 def log(typing: Any, a: Any) -> Any:
     """The natural logarithm in every float64 lane, as fdlibm's: log 0 = -inf, below 0 and NaN give NaN."""
 

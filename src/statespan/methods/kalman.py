@@ -131,7 +131,7 @@ def absorb(top: Tensor, bottom: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _determined(innovation: Tensor, top: Tensor) -> Tensor:
     """Which coordinates of y those before them determine, (..., E) bool, from the innovation's root and all of it."""
-    least = (2 * top.shape[-1] * torch.finfo(top.dtype).eps * top.detach().norm(dim=-1)).clamp_min(1e-140)
+    least = (20 * top.shape[-1] * torch.finfo(top.dtype).eps * top.detach().norm(dim=-1)).clamp_min(1e-140)
     return innovation.detach().diagonal(dim1=-2, dim2=-1).abs() <= least
 
 
@@ -397,8 +397,9 @@ def observation(emission: Affine, data: Sequences) -> Observation:
     else:  # past its end a sequence may be anything, but finite
         y = data.y if data.lengths is None else torch.where(data.within[..., None], data.y, 0.0)
     if there is None or bool(there.all()):
-        residual = y - emission.offset
-        count: Tree = Shared(torch.tensor(-0.5 * outputs * math.log(2 * math.pi), dtype=torch.float64, device=y.device))
+        still = not (torch.is_grad_enabled() and emission.offset.requires_grad) and not bool(emission.offset.any())
+        residual = y if still else y - emission.offset
+        count: Tree = Shared(y.new_full((), -0.5 * outputs * math.log(2 * math.pi), dtype=torch.float64))
     else:
         if bool((there == there[:, :1]).all()):
             there = there[:, :1]  # the same gaps in every sequence: kept once

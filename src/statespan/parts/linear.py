@@ -365,13 +365,17 @@ class Scheduled(Part, LinearPart, Generative):
 
     def affine(self, u: Tree) -> Affine:
         """A_s, b_s and scale_s, picked by the step."""
-        step = inputs_of(u, 1, self)[..., 0].round().long()
+        at = inputs_of(u, 1, self)
+        if at.dim() == 3 and bool((at == at[:, :1]).all()):
+            at = at[:, :1]  # the same for every sequence: kept once
+        step = at[..., 0].round().long()
         last = min((n for n in self.steps if n > 1), default=None)
         if last is not None and not bool(((step >= 0) & (step < last)).all()):
             wrong = int(step[(step < 0) | (step >= last)][0])
             raise StatespanError(f"step {wrong} lies outside 0..{last - 1}, the steps that matrices were given for")
-        if step.dim() == 2 and bool((step == step[:, :1]).all()):
-            step = step[:, :1]  # the same for every sequence: kept once
+        begin, row = int(step.flatten()[0]), step[:, 0] if step.shape[1:] == (1,) else None
+        if row is not None and bool((row == torch.arange(begin, begin + len(row), device=row.device)).all()):
+            step = (slice(begin, begin + len(row)), None)  # one step after the other: no copy
         pick = lambda x: x[step] if len(x) > 1 else x[0]  # noqa: E731
         return Affine(pick(self.matrix), pick(self.offset), pick(root(self.scale)))
 
