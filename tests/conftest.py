@@ -1,5 +1,11 @@
 """Shapes and types of the core are checked at every call under the tests, and only here."""
 
+import os
+
+# NumPy and SciPy come with threads that spin while they wait for each other, on small matrices ten times as long as the
+# work takes; this must be said before their first import.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import jaxtyping
 import pytest
 import torch
