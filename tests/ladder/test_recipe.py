@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from statespan import LADDER, StatespanError
-from statespan.ladder.recipe import Entry, Recipe, Text, on_own_text, only, passes, read, stamp, suited
+from statespan.ladder.recipe import Entry, Recipe, Text, on_device, on_own_text, only, passes, read, stamp, suited
 from statespan.ladder.rungs import count, find
 from statespan.language.training import Training
 
@@ -236,3 +236,11 @@ def test_a_stamp_tells_settings_seed_and_text_apart():
     same = {stamp(first, plan(), "text"), stamp(plan().entries[0], plan(), "text")}
     others = {stamp(second, plan(), "text"), stamp(first, plan(seed=1), "text"), stamp(first, plan(), "other")}
     assert len(same) == 1 and len(others) == 3 and not same & others
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "abacus"])
+def test_a_device_that_is_not_there_is_one_line(device):
+    plan = read(SHIPPED / "kjv.toml")
+    with pytest.raises(StatespanError, match=rf"^--device {device}: cannot be used here \([^\n]*\); give cpu"):
+        on_device(plan, device)
+    assert on_device(plan, "cpu") == plan

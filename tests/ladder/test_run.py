@@ -21,6 +21,7 @@ from statespan.ladder.material import Material
 from statespan.ladder.recipe import Entry, Recipe, Text
 from statespan.ladder.rungs import find
 from statespan.language import tagging
+from statespan.language.classes import word_classes
 from statespan.language.scoring import score_stream
 from statespan.language.training import Training
 from statespan.language.vocabulary import Vocabulary, stream
@@ -80,6 +81,17 @@ def test_a_text_is_the_same_for_the_workers(tagged, tmp_path):
     for part in (*material.PARTS, *material.TAGS):
         assert all(torch.equal(a, b) for a, b in zip(getattr(again, part), getattr(tagged, part), strict=True))
     assert tagged._replace(test=tagged.test[1:]).digest != tagged.digest
+
+
+def test_classes_of_words_are_found_once(tagged, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(material, "word_classes", lambda *given: asked.append(given) or word_classes(*given))
+    own, symbols = tagged._replace(folder=tmp_path), len(tagged.vocabulary)
+    plain = word_classes(torch.cat(tagged.train), symbols, 3)
+    for text, times in ((own, 1), (own, 1), (own._replace(valid=own.test, test=own.valid), 2)):
+        found = text.classes(3)
+        assert torch.equal(found.owner, plain.owner) and torch.equal(found.pairs, plain.pairs)
+        assert len(asked) == times, "a text that differs has its own"
 
 
 def test_one_file_is_split_and_characters_leave_tags_behind(tmp_path):
@@ -362,7 +374,7 @@ def test_rows_in_workers_each_with_its_own_end(tagged, tmp_path):
     rows = [
         entry("lstm", name="killed", how=slow),
         entry("elman"),
-        entry("lstm", name="explodes", how=dataclasses.replace(HOW, optimizer="sgd", learning_rate=1e38, clip=0.0)),
+        entry("lstm", name="explodes", how=dataclasses.replace(HOW, optimizer="sgd", learning_rate=1e300, clip=0.0)),
         entry("hmm", name="no place"),
         entry("gru", name="stopped", how=slow),
     ]

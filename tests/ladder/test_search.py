@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -12,6 +13,7 @@ from statespan import cli
 from statespan.errors import StatespanError
 from statespan.ladder import ledger, material, recipe, rungs, search, workers
 from statespan.ladder.search import RowSearch, SearchRun
+from statespan.ladder.trials import Trials
 from statespan.ladder.workers import Failed, Finished, Job, Paused, attempt
 
 RECIPE = """
@@ -174,7 +176,7 @@ def test_two_searches_share_a_study_and_the_best_is_kept(folder, tmp_path, monke
 
     def searched(name: str, trials: int) -> tuple[SearchRun, list]:
         plan = plan_of(folder, ("trials = 4", f"trials = {trials}"))
-        run = SearchRun(plan, "toy", text, None, tmp_path / name, tmp_path / name / "results", storage)
+        run = SearchRun(Trials(plan, "toy", text, None, tmp_path / name, tmp_path / name / "results"), storage)
         with closing(run.train()) as events:
             return run, list(events)
 
@@ -184,17 +186,17 @@ def test_two_searches_share_a_study_and_the_best_is_kept(folder, tmp_path, monke
     (line,) = ledger.read(tmp_path / "two" / "results" / ledger.LADDER)
     made, point, out = run.rows["any"].best()
     assert line["rung"] == point["rung"] and f"learning_rate={point['learning_rate']}" in line["recipe"]
-    record = workers.finished(out, made, run.recipe, text.digest)
+    record = workers.finished(out, made, run.trials.recipe, text.digest)
     assert float(line["dev_perplexity"]) == pytest.approx(record["valid_perplexity"], rel=1e-4)
     assert run.say()[0].startswith("any: 5 trials, best dev")
     with (
         search._alone(tmp_path / "one"),
         pytest.raises(StatespanError, match="another search works here"),
-        closing(SearchRun(run.recipe, "toy", text, None, tmp_path / "one", tmp_path, storage).train()) as events,
+        closing(SearchRun(replace(run.trials, out=tmp_path / "one"), storage).train()) as events,
     ):
         next(events)
     with (
         pytest.raises(StatespanError, match="cannot be opened"),
-        closing(SearchRun(run.recipe, "toy", text, None, tmp_path / "bad", tmp_path, "nosuch://x").train()) as events,
+        closing(SearchRun(replace(run.trials, out=tmp_path / "bad"), "nosuch://x").train()) as events,
     ):
         next(events)

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from statespan.errors import StatespanError
-from statespan.ladder import figures as keeping
+from statespan.ladder import figures as figuring
 from statespan.ladder import ledger, material, recipe, row, tables, workers
 from statespan.ladder.figures import askable, read_gold
 from statespan.ladder.recipe import Entry, Recipe, Sweep, Text
-from statespan.ladder.sweep import Bracket, SweepRun, reached
+from statespan.ladder.sweep import Bracket, SweepRun
+from statespan.ladder.trials import Trials, reached
 from statespan.ladder.workers import Failed, Finished, Job, Paused
 from statespan.language.training import Training
 
@@ -75,7 +76,7 @@ def folder(tmp_path_factory) -> Path:
 def begun(folder: Path, out: Path, resume: bool = False) -> SweepRun:
     plan = recipe.read(folder / "toy.toml")
     text = material.read(plan.text, folder)
-    return SweepRun(plan, "toy", text, read_gold(plan, text, folder), out, out / "results", resume)
+    return SweepRun(Trials(plan, "toy", text, read_gold(plan, text, folder), out, out / "results"), resume)
 
 
 def main(folder: str, out: str) -> None:
@@ -238,7 +239,7 @@ def test_a_killed_sweep_goes_on_to_the_same_figures(trials_done, whole, folder, 
         happened = list(events)
     assert sum(isinstance(e, Paused | Finished) for e in happened) < 14, "what was done is not done again"
     assert figures(tmp_path) == figures(whole[0])
-    monkeypatch.setattr(keeping, "tagging_rows", None)  # what is there is not asked again
+    monkeypatch.setattr(figuring, "tagging_rows", None)  # what is there is not asked again
     done = begun(folder, tmp_path, resume=True)
     with closing(done.train()) as events:
         assert not list(events), "nothing is left to do"

@@ -46,13 +46,14 @@ def ladder_run(
     data: Annotated[Path | None, typer.Option(help="Folder that holds the files the recipe's [text] names.")] = None,
     only: Annotated[str | None, typer.Option(help="Some rows alone, such as elman,lstm.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the text, instead of the recipe's.")] = None,
+    device: Annotated[str, typer.Option(help="Where to train, as torch names it: cpu, cuda, cuda:1.")] = "cpu",
     open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser when done.")] = False,
 ) -> None:
     """Train the rungs of a recipe on one text, and write the report."""
     from statespan.language import parallel
 
     with parallel.together():
-        _run(recipe, out, resume, text, tagged, data, only, epochs, open_report)
+        _run(recipe, out, resume, text, tagged, data, only, epochs, device, open_report)
 
 
 def _run(
@@ -64,6 +65,7 @@ def _run(
     data: Path | None,
     only: str | None,
     epochs: int | None,
+    device: str,
     open_report: bool,
 ) -> None:
     """What `ladder run` does, in one process or in each of several."""
@@ -75,7 +77,7 @@ def _run(
     from statespan.ladder.run import Run
     from statespan.language import parallel
 
-    path, own, plan = _plan(recipe, text, tagged, data, only)
+    path, own, plan = _plan(recipe, text, tagged, data, only, device)
     if parallel.processes() > 1:  # they share a row, so rows come one at a time
         plan = replace(plan, workers=1)
     screen = terminal.console()
@@ -129,23 +131,24 @@ def ladder_sweep(
     only: Annotated[str | None, typer.Option(help="Some rows alone, such as elman,lstm.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random draw, instead of the recipe's.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, instead of the recipe's.")] = None,
+    device: Annotated[str, typer.Option(help="Where to train, as torch names it: cpu, cuda, cuda:1.")] = "cpu",
 ) -> None:
     """Try a recipe's settings on each rung by successive halving, and keep the figures of what wins."""
     from dataclasses import replace
 
     from statespan.ladder import sweep
 
-    path, own, plan = _plan(recipe, text, tagged, data, only)
+    path, own, plan = _plan(recipe, text, tagged, data, only, device)
     plan = replace(plan, seed=plan.seed if seed is None else seed, workers=workers or plan.workers)
-    screen, material, gold = _tried(plan, data or path.parent)
     called = _called(path, own) + ("" if seed is None else f"-seed{seed}")
-    trials = sweep.SweepRun(plan, path.stem, material, gold, out or Path("out") / called, results, resume)
-    points = _counted(len(trials.plan.points), "point")
-    screen.print(f"{_counted(len(plan.entries), 'rung')}, {points} each; {_counted(trials.epochs, 'epoch')} at most")
-    _follow(screen, trials)
+    screen, trials = _tried(plan, path, data, out or Path("out") / called, results)
+    run = sweep.SweepRun(trials, resume)
+    points = _counted(len(run.plan.points), "point")
+    screen.print(f"{_counted(len(plan.entries), 'rung')}, {points} each; {_counted(run.epochs, 'epoch')} at most")
+    _follow(screen, run)
     screen.print(f"results: {results}/*.csv; draw them with: statespan ladder report {results}", soft_wrap=True)
-    if trials.failures:
-        raise StatespanError("; ".join(f"{name}: {why}" for name, why in trials.failures.items()))
+    if run.failures:
+        raise StatespanError("; ".join(f"{name}: {why}" for name, why in run.failures.items()))
 
 
 @ladder_app.command("search")
@@ -169,6 +172,7 @@ def ladder_search(
     only: Annotated[str | None, typer.Option(help="Some rows alone, such as elman,lstm.")] = None,
     trials: Annotated[int | None, typer.Option(help="Trials a row, by all searches together.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials at a time, instead of the recipe's.")] = None,
+    device: Annotated[str, typer.Option(help="Where to train, as torch names it: cpu, cuda, cuda:1.")] = "cpu",
 ) -> None:
     """Search a recipe's space with Optuna, and keep the figures of the best.
 
@@ -178,14 +182,13 @@ def ladder_search(
 
     from statespan.ladder import search
 
-    path, own, plan = _plan(recipe, text, tagged, data, only)
+    path, own, plan = _plan(recipe, text, tagged, data, only, device)
     plan = replace(plan, workers=workers or plan.workers)
     if trials is not None and plan.search is not None:
         plan = replace(plan, search=replace(plan.search, trials=trials))
-    screen, material, gold = _tried(plan, data or path.parent)
     called = _called(path, own)
-    place = (out or Path("out") / called, results, storage, study or called)
-    run = search.SearchRun(plan, path.stem, material, gold, *place)
+    screen, tried = _tried(plan, path, data, out or Path("out") / called, results)
+    run = search.SearchRun(tried, storage, study or called)
     screen.print(f"study {run.study} in {run.storage}", markup=False, soft_wrap=True)
     _follow(screen, run)
     for line in run.say():
@@ -202,22 +205,24 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _tried(plan: Any, folder: Path) -> tuple[Any, Any, Any]:
-    """The screen, the text and its gold tags, for trials."""
+def _tried(plan: Any, path: Path, data: Path | None, out: Path, results: Path) -> tuple[Any, Any]:
+    """The screen, and a recipe on its text with gold tags, for trials."""
     from statespan.ladder import figures, terminal
     from statespan.ladder import material as texts
+    from statespan.ladder.trials import Trials
     from statespan.language import parallel
 
     if parallel.started():
         raise StatespanError("trials share nothing, so torchrun is for ladder run; here, give --workers")
+    folder = data or path.parent
     screen, material = terminal.console(), texts.read(plan.text, folder)
     terminal.say_text(screen, material)
-    return screen, material, figures.read_gold(plan, material, folder)
+    return screen, Trials(plan, path.stem, material, figures.read_gold(plan, material, folder), out, results)
 
 
 def _follow(screen: Any, run: Any) -> None:
     """Print what happens to trials until it is over."""
-    from statespan.ladder.sweep import say
+    from statespan.ladder.trials import say
 
     began = time.monotonic()
     with closing(run.train()) as events:
@@ -305,13 +310,14 @@ def _recipe(name: str) -> Path:
 
 
 def _plan(
-    recipe: str, text: Path | None, tagged: Path | None, data: Path | None, only: str | None
+    recipe: str, text: Path | None, tagged: Path | None, data: Path | None, only: str | None, device: str
 ) -> tuple[Path, Path | None, Any]:
     """The recipe's path, the user's own text if one is given, and the recipe for it."""
     from statespan.ladder import recipe as recipes
+    from statespan.language import parallel
 
     path, own = _recipe(recipe), _own(text, tagged, data)
-    plan = recipes.read(path)
+    plan = recipes.on_device(recipes.read(path), parallel.device(device))
     if own is not None:
         form = "text" if tagged is None else "conllu" if own.suffix in (".conllu", ".conll") else "tagged"
         plan = recipes.on_own_text(plan, own, form)

@@ -39,7 +39,7 @@ def _of_class(values: Tensor, at: Tensor, classes: int) -> Tensor:
     return values.gather(-2, at[..., None, None].expand(*at.shape, 1, values.shape[-1]))[..., 0, :]
 
 
-@register(Forward, EmbeddedMatrix, keeps=("filtered", "last", "log_prob"), devices=("cpu", "cuda"))
+@register(Forward, EmbeddedMatrix, keeps=("filtered", "predicted", "last", "log_prob"), devices=("cpu", "cuda"))
 def forward(
     model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
 ) -> Trace | None:
@@ -50,8 +50,10 @@ def forward(
         if likelihood.value.device.type != "cpu":
             return None
         table = prepared.moves.tables.value.probs.value
-        predicted = start(model, method, prepared, batch, belief)
-        return traced(prepared, *forward_backward(predicted, table, likelihood.value, prepared.lengths))
+        begun = start(model, method, prepared, batch, belief)
+        log_normaliser, filtered = forward_backward(begun, table, likelihood.value, prepared.lengths)
+        every = torch.cat([begun[None], filtered[:-1] @ table]) if "predicted" in keep else None
+        return traced(prepared, log_normaliser, filtered, every)
     tables: EmbeddedTables = prepared.moves.tables.value
     seen, states = _of_class(likelihood.value, at, classes), model.transition.states
     every = torch.arange(states, device=seen.device).view(classes, -1)
@@ -81,11 +83,25 @@ def forward(
         where = (every if t == 0 and before is None else kept)[at[t]]
         return state.new_zeros(batch, states).scatter(-1, where, filtered[t])
 
-    if "filtered" not in keep and prepared.lengths is None:
+    if not keep & {"filtered", "predicted"} and prepared.lengths is None:
         return Trace(last=Discrete(whole(length - 1)), log_prob=log_prob)
     stacked = Discrete(torch.stack([whole(t) for t in range(length)]))
-    ends = torch.full((batch,), length) if prepared.lengths is None else prepared.lengths
-    return Trace(filtered=stacked, last=select(stacked, ends - 1), log_prob=log_prob)
+    ends = torch.full((batch,), length, device=total.device) if prepared.lengths is None else prepared.lengths
+    predicted = None
+    if "predicted" in keep:
+        begun = start(model, method, prepared, batch, belief)
+        moved = _moved(stacked.probs[:-1], at[:-1], tables.probs.value.unflatten(0, (classes, -1)))
+        predicted = Discrete(torch.cat([begun[None], moved]))
+    return Trace(filtered=stacked, predicted=predicted, last=select(stacked, ends - 1), log_prob=log_prob)
+
+
+def _moved(probs: Tensor, at: Tensor, table: Tensor) -> Tensor:
+    """P A of beliefs about one class each, (T, B, K), by the classes `at` (T, B) and A's rows by class (C, n, K)."""
+    own, out = _of_class(probs, at, len(table)), torch.empty_like(probs)
+    for one in at.unique():
+        there = at == one
+        out[there] = own[there] @ table[one]
+    return out
 
 
 def _divisor(total: Tensor) -> Tensor:

@@ -8,19 +8,25 @@ from typing import Any
 
 import torch
 
-from statespan.errors import StatespanError
-from statespan.files import load_with_extra
-from statespan.ladder import ledger, row, workers
+from statespan.ladder import ledger
 from statespan.ladder.material import Material
-from statespan.ladder.recipe import Entry, Recipe
-from statespan.ladder.rungs import Kind, Rung, find
+from statespan.ladder.recipe import Recipe
+from statespan.ladder.rungs import Kind, Rung
 from statespan.language import corpora, protocols, tagging
 from statespan.language.corpora import Sentence
 from statespan.language.protocols import Gold
 from statespan.language.vocabulary import Vocabulary
 
-DEVICE = f"cpu, {platform.machine()}, 1 thread"
-"""What a worker trains on."""
+
+def device_name(device: str) -> str:
+    """What a worker trains on, as the results have it.
+
+    Args:
+        device: as torch names it.
+    """
+    if torch.device(device).type == "cpu":
+        return f"cpu, {platform.machine()}, 1 thread"
+    return torch.cuda.get_device_name(device)
 
 
 def askable(rung: Rung) -> tuple[str, ...]:
@@ -37,45 +43,6 @@ def askable(rung: Rung) -> tuple[str, ...]:
         "viterbi": rung.exact,
     }
     return tuple(name for name in protocols.PROTOCOLS if has[name])
-
-
-def keep(
-    recipe: Recipe,
-    name: str,
-    material: Material,
-    gold: Mapping[str, Gold] | None,
-    results: Path,
-    out: Path,
-    rung: str,
-    winner: Entry,
-    point: Mapping[str, Any],
-) -> None:
-    """Add the figures of a trained row to the results files, but for those that are there.
-
-    Args:
-        recipe: of the row.
-        name: of the recipe, as the results have it.
-        material: its text.
-        gold: gold tags, if there are any.
-        results: the folder of the results files.
-        out: the folder where the row was trained.
-        rung: what the results call the row.
-        winner: the row as it was trained.
-        point: the settings that it won by.
-
-    Raises:
-        StatespanError: its record is gone, or a file cannot be written.
-    """
-    record = workers.finished(out, winner, recipe, material.digest)
-    if record is None:
-        raise StatespanError(f"{workers.folder_of(out, winner)}: the winner's record is gone; train it again")
-    told = f"{name}: {', '.join(f'{k}={v}' for k, v in point.items())}"
-    made = ledger.of_record(record, rung, material.name, told, recipe.seed, DEVICE)
-    new = ledger.append(results / ledger.LADDER, [made])
-    if gold is None or (not new and ledger.holds(results / ledger.TAGGING, made)):
-        return
-    model, _ = load_with_extra(workers.folder_of(out, winner) / row.MODEL)
-    ledger.append(results / ledger.TAGGING, tagging_rows(model, find(winner.rung), gold, made))
 
 
 def tagging_rows(model: Any, rung: Rung, gold: Mapping[str, Gold], made: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -135,9 +135,9 @@ def _by_belief(model: Any, material: Material, kinds: dict[str, str]) -> dict[st
     """Accuracies of the tag of the state, by which belief of a `Trace` tells the state."""
     assert material.train_tags is not None and material.test_tags is not None
     width, count, keep = width_of(model), len(material.tags), tuple(kinds.values())
-    counts = {name: torch.zeros(width, count, dtype=torch.float64) for name in kinds}
     some = first(material.train, LEARN_TOKENS)
     words, gold = stream(material.train[:some], LEARN_COLUMNS), stream(material.train_tags[:some], LEARN_COLUMNS)
+    counts = {name: torch.zeros(width, count, dtype=torch.float64, device=words.device) for name in kinds}
     for rows, trace in _walk(model, words, keep, width):
         known = gold[rows].flatten() >= 0
         each = torch.nn.functional.one_hot(gold[rows].flatten()[known], count).double()

@@ -14,9 +14,11 @@ from torch import Tensor
 from statespan.errors import StatespanError
 from statespan.files import write_bytes
 from statespan.ladder.recipe import Text
-from statespan.language import corpora, tagging
+from statespan.language import checkpoints, corpora, tagging
+from statespan.language.classes import Classes, classes_of, word_classes
 from statespan.language.corpora import Corpus, Sentence
 from statespan.language.vocabulary import Vocabulary, encode_corpus
+from statespan.version import __version__
 
 READERS: dict[str, Callable[[Path], list[Sentence]]] = {
     "": corpora.read,
@@ -40,6 +42,7 @@ class Material(NamedTuple):
         level: "words" or "characters".
         tags: the names of the tags; empty where the text has none.
         train_tags, valid_tags, test_tags: gold tags aligned with the sentences, -1 at `<eos>`.
+        folder: where what takes long to find in the text is kept; None keeps it nowhere.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Material(NamedTuple):
     train_tags: list[Tensor] | None = None
     valid_tags: list[Tensor] | None = None
     test_tags: list[Tensor] | None = None
+    folder: Path | None = None
 
     @property
     def tokens(self) -> int:
@@ -59,17 +63,49 @@ class Material(NamedTuple):
         return sum(map(len, self.train))
 
     @property
+    def device(self) -> torch.device:
+        """Where the text lies."""
+        return self.train[0].device
+
+    @property
     def digest(self) -> str:
         """What identifies the text: the same one gives the same letters."""
         found = hashlib.sha256(self.vocabulary.to_json().encode())
         for part in PARTS:
-            found.update(torch.cat(getattr(self, part)).numpy().tobytes())
+            found.update(torch.cat(getattr(self, part)).cpu().numpy().tobytes())
         return found.hexdigest()[:16]
 
     def frequencies(self) -> Tensor:
         """How often each symbol stands in the training text, one added to each count: (V,), sums to one."""
         counts = torch.bincount(torch.cat(self.train), minlength=len(self.vocabulary)).float() + 1
         return counts / counts.sum()
+
+    def classes(self, count: int) -> Classes:
+        """Classes of words that keep the same company in the training text, found once for each number of them.
+
+        Args:
+            count: C.
+
+        Raises:
+            StatespanError: more classes than words, or the folder cannot be written.
+        """
+        words, symbols = torch.cat(self.train), len(self.vocabulary)
+        if self.folder is None:
+            return word_classes(words, symbols, count)
+        mark = f"{__version__} {self.digest} {count}"
+        path = self.folder / f"classes-{count}.safetensors"
+        try:
+            return classes_of(words, checkpoints.read(path, mark)[1]["owner"].to(words.device), count)
+        except StatespanError:  # not there yet, or of another text
+            found = word_classes(words, symbols, count)
+            checkpoints.write(path, mark, {}, {"owner": found.owner})
+            return found
+
+    def to(self, device: str) -> "Material":
+        """The same text on another device."""
+        each = {part: sentences for part in (*PARTS, *TAGS) if (sentences := getattr(self, part)) is not None}
+        moved = {k: list(torch.cat(x).to(device).split([len(s) for s in x])) for k, x in each.items()}
+        return self._replace(**moved)
 
 
 def read(text: Text, folder: Path) -> Material:
@@ -133,7 +169,7 @@ def store(material: Material, path: Path) -> None:
 
 
 def fetch(path: Path) -> Material:
-    """Read what `store` wrote."""
+    """Read what `store` wrote; what is found in the text is kept beside it."""
     with safe_open(str(path), framework="pt") as file:
         meta = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -143,4 +179,6 @@ def fetch(path: Path) -> Material:
         if part in tensors
     }
     vocabulary, tags = Vocabulary.from_json(meta["vocabulary"]), tuple(json.loads(meta["tags"]))
-    return Material(name=meta["name"], vocabulary=vocabulary, level=meta["level"], tags=tags, **parts)
+    return Material(
+        name=meta["name"], vocabulary=vocabulary, level=meta["level"], tags=tags, folder=path.parent, **parts
+    )

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
+
 from statespan.errors import StatespanError
 from statespan.ladder.fields import insist, known, make, table, typed
 from statespan.ladder.rungs import (
@@ -296,6 +298,7 @@ class Recipe:
         sweep: what `statespan ladder sweep` tries; None has nothing to try.
         tags: gold tags beside the text, if there are any.
         search: what `statespan ladder search` tries; None has nothing to try.
+        device: where it is trained and scored, as torch names devices.
 
     Raises:
         StatespanError: a value that cannot be.
@@ -313,6 +316,7 @@ class Recipe:
     sweep: Sweep | None = None
     tags: Tags | None = None
     search: Search | None = None
+    device: str = "cpu"
 
     def __post_init__(self):
         names = [entry.name for entry in self.entries]
@@ -390,7 +394,7 @@ def _recipe(raw: dict[str, Any], stem: str) -> Recipe:
         else None,
         searching(table("search", raw["search"]), {**_MODEL, **_TRAINING, "rung": str}) if "search" in raw else None,
     )
-    return make("[run]", Recipe, dict(zip((f.name for f in fields(Recipe)), settings, strict=True)))
+    return make("[run]", Recipe, dict(zip((f.name for f in fields(Recipe)), settings, strict=False)))
 
 
 def _sweep(table: dict[str, Any]) -> Sweep:
@@ -462,6 +466,26 @@ def passes(recipe: Recipe, epochs: int) -> Recipe:
     """
     entries = (replace(e, iterations=epochs, how=replace(e.how, epochs=epochs)) for e in recipe.entries)
     return replace(recipe, entries=tuple(entries))
+
+
+def on_device(recipe: Recipe, device: str) -> Recipe:
+    """The recipe on a device.
+
+    Args:
+        recipe: the recipe.
+        device: as torch names devices, such as "cuda:1".
+
+    Raises:
+        StatespanError: it is not there, or has no float64, which sums of log-probabilities need.
+    """
+    try:
+        float(torch.zeros((), dtype=torch.float64, device=device))
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        why = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+        raise StatespanError(
+            f"--device {device}: cannot be used here ({why}); give cpu, or a GPU such as cuda"
+        ) from None
+    return replace(recipe, device=device)
 
 
 def on_own_text(recipe: Recipe, path: Path, form: str) -> Recipe:

@@ -13,7 +13,6 @@ from statespan.ladder.material import Material
 from statespan.ladder.recipe import Entry
 from statespan.ladder.rungs import BAYES, FORGET, GRU, JORDAN, LADDER, LSTM, Kind, Rung, count, find, ladder, width_for
 from statespan.language import parallel
-from statespan.language.classes import word_classes
 from statespan.language.expectation import EMTrainer
 from statespan.language.scoring import score_sentences, score_stream, walk
 from statespan.language.training import Curve, Progress, Stopped, Trainer, never
@@ -40,7 +39,7 @@ MEASURED = (
 
 
 def build(entry: Entry, material: Material, seed: int) -> Any:
-    """The model of a row, its output bias started at the log frequencies of the symbols."""
+    """The model of a row, on the text's device, its output bias started at the log frequencies of the symbols."""
     exact = find(entry.rung).exact
     model = ladder(
         entry.rung,
@@ -60,15 +59,14 @@ def build(entry: Entry, material: Material, seed: int) -> Any:
     with torch.no_grad():
         model.emission.table.bias.copy_(material.frequencies().log())
         if entry.classes > 1:
-            words = torch.cat(material.train)
-            model.emission.set_classes(word_classes(words, len(material.vocabulary), entry.classes).owner)
+            model.emission.set_classes(material.classes(entry.classes).owner)
         if entry.begin == "classes":
             begin_with_classes(model, material)
         if entry.first == "columns" and exact:
             model.initial.logits.copy_(_move(model.transition).logits.sum(0))
     if entry.first == "uniform" and exact:
         model.initial.logits.requires_grad_(False)
-    return model
+    return model.to(material.device)
 
 
 def begin_with_classes(model: Any, material: Material) -> None:
@@ -82,7 +80,7 @@ def begin_with_classes(model: Any, material: Material) -> None:
     """
     states, frequencies = model.transition.states, material.frequencies().double()
     words = torch.cat(material.train)
-    found = word_classes(words, len(frequencies), states)
+    found = material.classes(states)
     shares = frequencies.new_zeros(states).index_add(0, found.owner, frequencies)
     counts = torch.bincount(words, minlength=len(frequencies)).double()
     sure = ((1 - MIXED) * counts / (counts + RARE))[:, None]
@@ -224,8 +222,9 @@ def start_after_ends(model: Any, material: Material) -> None:
     """
     words = stream(material.train[: findings.first(material.train, findings.LEARN_TOKENS)], findings.LEARN_COLUMNS)
     after = torch.cat([torch.zeros_like(words[:1], dtype=torch.bool), words[:-1] == material.vocabulary.eos])
-    total = torch.zeros(model.emission.states, dtype=torch.float64)
-    for rows, trace in walk(model, words, ("predicted",), findings.USAGE_ROWS):
+    width = model.emission.states
+    total = torch.zeros(width, dtype=torch.float64, device=material.device)
+    for rows, trace in walk(model, words, ("predicted",), max(1, findings.CHUNK // (findings.LEARN_COLUMNS * width))):
         predicted: Any = trace.predicted
         total += predicted.state.probs[after[rows]].double().sum(0)
     model.initial.set_probs((total / total.sum()).to(model.initial.logits))

@@ -45,7 +45,7 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, material: Material, out: Path, resume: bool = False):
-        self.recipe, self.material, self.out = recipe, material, out
+        self.recipe, self.material, self.out = recipe, material._replace(folder=out), out
         self.began = time.time()
         self.described = [row.describe(entry, len(material.vocabulary)) for entry in recipe.entries]
         if parallel.processes() == 1:  # for workers; those that torchrun started have read it
@@ -63,7 +63,7 @@ class Run:
 
     def estimate(self) -> Estimate:
         """How long what is to do will take."""
-        return estimate(self.recipe, self.todo, self.material)
+        return estimate(self.recipe, self.todo, self.material.to(self.recipe.device))
 
     def train(self, seconds: dict[str, float]) -> Generator[workers.Event]:
         """Train what is to do; yields what happens. Closing the iterator stops the workers, their state kept.
@@ -75,7 +75,7 @@ class Run:
         """
         self.counts = references(self.recipe, self.material)
         if parallel.processes() > 1:
-            made = together.execute(self.recipe, self.todo, self.material, self.out)
+            made = together.execute(self.recipe, self.todo, self.material.to(self.recipe.device), self.out)
         else:
             made = workers.execute(self.recipe, self.todo, self.out / TEXT, self.out, seconds)
         with closing(made) as events:

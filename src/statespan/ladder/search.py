@@ -7,19 +7,17 @@ that was killed leaves trials without an end; the next one in the same folder ta
 import fcntl
 import zlib
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from statespan.errors import StatespanError
-from statespan.ladder import figures, row, workers
-from statespan.ladder import material as texts
-from statespan.ladder.material import Material
+from statespan.ladder import row, workers
 from statespan.ladder.recipe import Entry, Recipe, stamp
-from statespan.ladder.sweep import reached
+from statespan.ladder.trials import Trials, reached
 from statespan.ladder.workers import Event, Failed, Finished, Job, Paused
-from statespan.language.protocols import Gold
 
 LOCK = "search.lock"
 
@@ -149,46 +147,24 @@ class SearchRun:
     """A search of a recipe on a text.
 
     Args:
-        recipe: the recipe, with a search.
-        name: of the recipe, for the results.
-        material: its text.
-        gold: gold tags of the validation and the test text, if there are any.
-        out: the folder of the trials, of this search alone.
-        results: the folder of the results files.
-        storage: where the studies lie, an URL as SQLAlchemy has them; "" is a file of SQLite in `out`.
+        trials: the recipe, with a search, on its text, in a folder of this search alone.
+        storage: where the studies lie, an URL as SQLAlchemy has them; "" is a file of SQLite in the folder.
         study: what the studies are called, before the row; "" is the recipe's name.
 
     Raises:
         StatespanError: the recipe has no search, Optuna is not there, or the storage cannot be opened.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        name: str,
-        material: Material,
-        gold: Mapping[str, Gold] | None,
-        out: Path,
-        results: Path,
-        storage: str = "",
-        study: str = "",
-    ):
-        if recipe.search is None:
-            raise StatespanError(f"{name}: the recipe has nowhere to look; add [search] and [search.space]")
-        self.recipe, self.name, self.material, self.gold = recipe, name, material, gold
-        self.out, self.results, self.search = out.resolve(), results, recipe.search
-        self.storage, self.study = storage or f"sqlite:///{self.out / 'study.db'}", study or name
-        self.digest = material.digest
+    def __init__(self, trials: Trials, storage: str = "", study: str = ""):
+        if trials.recipe.search is None:
+            raise StatespanError(f"{trials.name}: the recipe has nowhere to look; add [search] and [search.space]")
+        self.trials = replace(trials, out=trials.out.resolve())
+        self.storage, self.study = storage or f"sqlite:///{self.trials.out / 'study.db'}", study or trials.name
         self.rows: dict[str, RowSearch] = {}
-
-    @property
-    def source(self) -> Path:
-        """The encoded text, while workers read it."""
-        return self.out / "text.safetensors"
 
     def _study(self, entry: Entry) -> Any:
         """The row's study, made where there is none."""
-        found, seed = optuna(), zlib.crc32(f"{self.recipe.seed} {self.out}".encode())
+        found, seed = optuna(), zlib.crc32(f"{self.trials.recipe.seed} {self.trials.out}".encode())
         try:
             return found.create_study(
                 study_name=f"{self.study}: {entry.name}",
@@ -206,13 +182,12 @@ class SearchRun:
 
     def train(self) -> Generator[Event]:
         """Search until every row has its trials; yields what happens. Closing the iterator stops the workers."""
-        with _alone(self.out):
-            texts.store(self.material, self.source)
-            for e in self.recipe.entries:
-                self.rows[e.name] = RowSearch(e, self.recipe, self.digest, self._study(e), self.out)
-            with closing(workers.work(self.recipe, _Rows(self.rows), self.source, self.out)) as events:
+        trials = self.trials
+        with _alone(trials.out):
+            for e in trials.recipe.entries:
+                self.rows[e.name] = RowSearch(e, trials.recipe, trials.digest, self._study(e), trials.out)
+            with closing(trials.train(self.rows)) as events:
                 yield from events
-            self.source.unlink(missing_ok=True)
         for name, search in self.rows.items():
             self._keep(name, search)
 
@@ -237,25 +212,9 @@ class SearchRun:
         if best is None:
             return
         made, point, out = best
-        if workers.finished(out, made, self.recipe, self.digest) is not None:
-            called = point.get("rung", name)
-            settings = (self.recipe, self.name, self.material, self.gold, self.results, out)
-            figures.keep(*settings, called, made, point)
-
-
-class _Rows:
-    """The searches of all rows as one queue: the first that has a job is served first."""
-
-    def __init__(self, rows: Mapping[str, RowSearch]):
-        self.rows = rows
-
-    def take(self) -> Job | None:
-        """The next job of the first row that has one."""
-        return next((job for search in self.rows.values() if (job := search.take()) is not None), None)
-
-    def told(self, event: Event) -> None:
-        """Tell the row whose trial it is."""
-        next(search for search in self.rows.values() if event.name in search.running).told(event)
+        where = replace(self.trials, out=out)
+        if where.finished(made) is not None:
+            where.keep(point.get("rung", name), made, point)
 
 
 @contextmanager

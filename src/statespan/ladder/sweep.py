@@ -4,26 +4,18 @@ A trial goes on from its checkpoint, so every epoch is trained once; a run that 
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 from statespan.errors import StatespanError
-from statespan.ladder import figures, row, workers
-from statespan.ladder import material as texts
-from statespan.ladder.material import Material
+from statespan.ladder import row, workers
 from statespan.ladder.recipe import Entry, Recipe, Sweep
+from statespan.ladder.trials import Trials, reached
 from statespan.ladder.workers import Event, Failed, Finished, Job, Paused
-from statespan.language.protocols import Gold
 from statespan.language.training import Curve
 
 Known = Callable[[Job], Curve | None]
-
-
-def reached(curve: Curve, until: int) -> float:
-    """The best validation perplexity up to an epoch; infinite where there is none."""
-    return min((p["valid_perplexity"] for p in curve if p["epoch"] <= until), default=float("inf"))
 
 
 class Bracket:
@@ -108,82 +100,37 @@ class Bracket:
         self._begin()
 
 
-class Brackets:
-    """The brackets of all rows as one queue: the first that has a job is served first.
-
-    Args:
-        brackets: by row.
-    """
-
-    def __init__(self, brackets: Mapping[str, Bracket]):
-        self.brackets = brackets
-        self.owner = {name: bracket for bracket in brackets.values() for name in bracket.trials}
-
-    def take(self) -> Job | None:
-        """The next job of the first bracket that has one."""
-        for bracket in self.brackets.values():
-            if (job := bracket.take()) is not None:
-                return job
-        return None
-
-    def told(self, event: Event) -> None:
-        """Tell the bracket whose trial it is."""
-        self.owner[event.name].told(event)
-
-
 class SweepRun:
     """A sweep of a recipe on a text.
 
     Args:
-        recipe: the recipe, with a sweep.
-        name: of the recipe, for the results.
-        material: its text.
-        gold: gold tags of the validation and the test text, if there are any.
-        out: the folder of the trials.
-        results: the folder of the results files.
+        trials: the recipe, with a sweep, on its text.
         resume: whether to go on with what is there.
 
     Raises:
         StatespanError: the recipe has no sweep, or a row cannot be swept.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        name: str,
-        material: Material,
-        gold: Mapping[str, Gold] | None,
-        out: Path,
-        results: Path,
-        resume: bool = False,
-    ):
+    def __init__(self, trials: Trials, resume: bool = False):
+        self.trials, recipe = trials, trials.recipe
         if recipe.sweep is None:
-            raise StatespanError(f"{name}: the recipe has nothing to try; add [sweep] and [[sweep.grid]]")
-        self.recipe, self.name, self.material, self.gold = recipe, name, material, gold
-        self.out, self.results, self.plan = out, results, recipe.sweep
-        trials = {entry.name: self.plan.trials(entry) for entry in recipe.entries}
-        for each in trials.values():
-            row.describe(each[0], len(material.vocabulary))  # a budget that cannot be met is told before anything
+            raise StatespanError(f"{trials.name}: the recipe has nothing to try; add [sweep] and [[sweep.grid]]")
+        self.plan, out = recipe.sweep, trials.out
+        rows = {entry.name: self.plan.trials(entry) for entry in recipe.entries}
+        for each in rows.values():
+            row.describe(each[0], len(trials.material.vocabulary))  # a budget that no width meets is told at once
             for trial in each:
                 if not resume:
                     workers.forget(out, trial)
-        texts.store(material, self.source)
-        digest = material.digest
 
         def known(job: Job) -> Curve | None:
             if job.until:
-                return workers.reached(out, job.entry, recipe, digest, job.until)
-            record = workers.finished(out, job.entry, recipe, digest)
+                return workers.reached(out, job.entry, recipe, trials.digest, job.until)
+            record = trials.finished(job.entry)
             return None if record is None else record["curve"]
 
-        self.brackets = {n: Bracket(e, self.plan, known, lambda t: workers.drop(out, t)) for n, e in trials.items()}
+        self.brackets = {n: Bracket(e, self.plan, known, lambda t: workers.drop(out, t)) for n, e in rows.items()}
         self.written: set[str] = set()
-        self.digest = digest
-
-    @property
-    def source(self) -> Path:
-        """The encoded text, while workers read it."""
-        return self.out / "text.safetensors"
 
     @property
     def epochs(self) -> int:
@@ -197,12 +144,11 @@ class SweepRun:
     def train(self) -> Generator[Event]:
         """Train until every row has its winner; yields what happens. Closing the iterator stops the workers."""
         self._keep()
-        with closing(workers.work(self.recipe, Brackets(self.brackets), self.source, self.out)) as events:
+        with closing(self.trials.train(self.brackets)) as events:
             for event in events:
                 yield event
                 self._keep()
         self._keep()
-        self.source.unlink(missing_ok=True)
 
     @property
     def failures(self) -> dict[str, str]:
@@ -219,10 +165,7 @@ class SweepRun:
             if bracket.winner is not None and name not in self.written:
                 self.written.add(name)
                 point = self.plan.points[int(bracket.winner.name.rpartition("@")[2])]
-                figures.keep(
-                    *(self.recipe, self.name, self.material, self.gold, self.results, self.out),
-                    *(name, bracket.winner, point),
-                )
+                self.trials.keep(name, bracket.winner, point)
 
 
 def shortened(recipe: Recipe, epochs: int) -> Recipe:
@@ -236,21 +179,3 @@ def shortened(recipe: Recipe, epochs: int) -> Recipe:
     last = recipe.sweep.epochs[-1]
     rounds = tuple(max(1, round(until * epochs / last)) for until in recipe.sweep.epochs)
     return replace(recipe, sweep=replace(recipe.sweep, epochs=rounds))
-
-
-def say(event: Event, at: float) -> str | None:
-    """An event as a line; None for one that is not worth a line.
-
-    Args:
-        event: what happened.
-        at: seconds since the start.
-    """
-    match event:
-        case Paused(name, until, curve):
-            return f"{at:8.0f} s  {name}: dev {reached(curve, until):.2f} after {until} epochs"
-        case Finished(name, record):
-            return f"{at:8.0f} s  {name}: dev {record['valid_perplexity']:.2f}, test {record['test_perplexity']:.2f}"
-        case Failed(name, why):
-            return f"{at:8.0f} s  {name}: {why}"
-        case _:
-            return None

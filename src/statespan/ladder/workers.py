@@ -228,7 +228,7 @@ class _Worker:
 
     def __init__(self, pipe: Connection, source: Path, out: Path, recipe: Recipe):
         self.pipe, self.out, self.recipe = pipe, out, recipe
-        self.material = fetch(source)
+        self.material = fetch(source).to(recipe.device)
         self.stopping = False
         # Ctrl-C reaches the whole group, but only the parent, which blocked it here, decides what it means.
         signal.signal(signal.SIGTERM, lambda number, frame: self.stop())

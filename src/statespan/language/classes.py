@@ -30,6 +30,24 @@ class Classes(NamedTuple):
         return total / total.sum()
 
 
+def classes_of(words: Tensor, owner: Tensor, classes: int) -> Classes:
+    """Words in classes that are known, counted in a text.
+
+    Args:
+        words: (N,) the text, a ring of integers.
+        owner: (V,) the class of each word.
+        classes: C.
+
+    Example:
+        >>> classes_of(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), 2).pairs
+        tensor([[1, 1],
+                [1, 0]])
+    """
+    first = owner[words]
+    pairs = torch.bincount(first * classes + first.roll(-1), minlength=classes**2)
+    return Classes(owner, pairs.view(classes, classes))
+
+
 def word_classes(words: Tensor, symbols: int, classes: int, rounds: int = ROUNDS) -> Classes:
     """Put every symbol into one of C classes so that a class says much of the one after it.
 
@@ -58,7 +76,7 @@ def word_classes(words: Tensor, symbols: int, classes: int, rounds: int = ROUNDS
 
     if not 1 <= classes <= symbols:
         raise StatespanError(f"classes={classes} must be 1 to {symbols}, the number of symbols")
-    text = words.numpy()
+    text = words.cpu().numpy()
     single = np.bincount(text, minlength=symbols)
     order = np.argsort(-single, kind="stable")
     codes, counts = np.unique(text * symbols + np.roll(text, -1), return_counts=True)
@@ -81,4 +99,4 @@ def word_classes(words: Tensor, symbols: int, classes: int, rounds: int = ROUNDS
     for _ in range(rounds):
         if not exchange(order, edges, others, counted, selves, single, owner, sizes, both, totals, table):
             break
-    return Classes(torch.from_numpy(owner), torch.from_numpy(both[0]))
+    return Classes(torch.from_numpy(owner).to(words.device), torch.from_numpy(both[0]).to(words.device))

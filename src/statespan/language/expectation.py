@@ -182,7 +182,8 @@ class EMTrainer:
         """Each state on a few random symbols: frequencies times draws from a gamma law of small shape."""
         with seeded(seed + 1):
             shape = torch.full((len(self.frequencies), self.model.emission.states), SHAPE)
-            probs = self.frequencies[:, None] * (torch.distributions.Gamma(shape, 1.0).sample() + FLOOR)
+            draws = torch.distributions.Gamma(shape, 1.0).sample() + FLOOR  # on the CPU: the same start on any device
+            probs = self.frequencies[:, None] * draws.to(self.frequencies)
         self.model.emission.set_probs((probs / probs.sum(0)).T)
 
     def save(self) -> None:
@@ -198,4 +199,4 @@ class EMTrainer:
         self.state = _Rounds(**state)
         for i, parameter in enumerate(self.model.parameters()):
             parameter.data.copy_(tensors[f"model.{i}"])
-            self.best[i] = tensors[f"best.{i}"]
+            self.best[i] = tensors[f"best.{i}"].to(parameter.device)

@@ -50,6 +50,16 @@ def together() -> Iterator[None]:
         group.destroy_process_group()
 
 
+def device(name: str) -> str:
+    """The device of this process: `cuda` is the GPU of its own number among those that `torchrun` started.
+
+    Examples:
+        >>> device("cpu"), device("cuda:1")
+        ('cpu', 'cuda:1')
+    """
+    return f"{name}:{os.environ['LOCAL_RANK']}" if name == "cuda" and started() else name
+
+
 def own(path: Path) -> Path:
     """A file of this process alone, beside those of the others: the path itself for the first of them.
 

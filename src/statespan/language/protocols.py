@@ -77,6 +77,12 @@ class Gold(NamedTuple):
     given_word: Tensor
     classes: Tensor
 
+    def to(self, device: torch.device | str) -> "Gold":
+        """The same on another device."""
+        moved = lambda sentences: [x.to(device) for x in sentences]  # noqa: E731
+        tables = self.given_word.to(device), self.classes.to(device)
+        return Gold(moved(self.words), moved(self.tags), self.names, *tables)
+
 
 def gold(
     words: Sequence[Sentence],

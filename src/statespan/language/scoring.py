@@ -46,10 +46,16 @@ def width_of(model: Any) -> int:
     return getattr(model.transition, "states", None) or model.emission.table.width
 
 
-def observe(words: Tensor) -> Sequences:
-    """A window (L, B) of a stream as sequences; -1 lies past a column's end, and is no gap to be summed out."""
+def observe(words: Tensor, whole: bool | None = None) -> Sequences:
+    """A window (L, B) of a stream as sequences; -1 lies past a column's end, and is no gap to be summed out.
+
+    Args:
+        words: the window.
+        whole: whether there is no -1, where that is known; asking a GPU makes it wait.
+    """
     there = words >= 0
-    return Sequences(y=words.clamp_min(0), lengths=None if bool(there.all()) else there.sum(0))
+    whole = bool(there.all()) if whole is None else whole
+    return Sequences(y=words.clamp_min(0), lengths=None if whole else there.sum(0))
 
 
 @torch.no_grad()
@@ -127,7 +133,7 @@ def batches(sentences: Sequence[Tensor], tokens: int) -> list[Sequences]:
     made = []
     for group in alike(sentences, tokens):
         chosen = [sentences[i] for i in group]
-        lengths = torch.tensor([len(s) for s in chosen])
+        lengths = torch.tensor([len(s) for s in chosen], device=chosen[0].device)
         same = bool((lengths == lengths[0]).all())
         made.append(Sequences(y=nn.utils.rnn.pad_sequence(chosen), lengths=None if same else lengths))
     return made

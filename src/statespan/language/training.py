@@ -221,13 +221,16 @@ class Trainer:
         self.mean = [p.detach().clone() for p in self.parameters] if how.average else []
         self.belief: Any = None
         self.windows = -(-len(train) // how.window)
+        rows = (train >= 0).split(how.window)
+        self.counts = torch.stack([there.sum() for there in rows]).tolist()  # once: asking a GPU makes it wait
         every = max(1, self.windows // how.evaluations)
         self.evaluate_at = {min(self.windows, every * i) for i in range(1, how.evaluations)} | {self.windows}
-        self.total = int((train >= 0).sum()) * how.epochs
+        self.total = sum(self.counts) * how.epochs
         settings = {k: v for k, v in asdict(how).items() if k != "save_every"}
         shapes = [list(p.shape) for p in self.parameters]
         self._stamp = json.dumps([settings, list(train.shape), seed, shapes, stamp])
-        self._random: Tensor | None = None
+        self._random: dict[str, Tensor] = {}
+        self.device = train.device
         if parallel.processes() > train.shape[1]:
             raise StatespanError(f"{name}: {train.shape[1]} columns are too few for {parallel.processes()} processes")
         if checkpoint is not None:
@@ -264,8 +267,10 @@ class Trainer:
             Stopped: `stop` said so; the checkpoint is written.
         """
         with seeded(self.seed), matrix_precision(self.how.precision):
-            if self._random is not None:
-                torch.random.set_rng_state(self._random)
+            if self._random:
+                torch.random.set_rng_state(self._random["random"])
+            if self.device.type == "cuda" and "random_cuda" in self._random:  # of a run that began on a GPU too
+                torch.cuda.set_rng_state(self._random["random_cuda"], self.device)
             self._run(report, stop)
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
@@ -308,14 +313,13 @@ class Trainer:
         """
         state, how, began = self.state, self.how, time.perf_counter()
         words = self.train[state.position * how.window : (state.position + 1) * how.window]
-        count = int((words >= 0).sum())
+        count = self.counts[state.position]
+        whole = True if count == words.numel() else None
         self.model.train()
         belief = None if self._starts_anew() else self.belief
-        trace = run(self.model, self.method, observe(parallel.columns(words)), belief, ("log_prob", "last"))
+        trace = run(self.model, self.method, observe(parallel.columns(words), whole), belief, ("log_prob", "last"))
         assert trace.log_prob is not None
         loss = -trace.log_prob.sum() / max(count, 1)
-        value = parallel.total(float(loss.detach()))
-        self._insist("loss", value)
         if how.schedule == "linear":
             past = state.epoch * self.windows + state.position
             self._set_rate(how.learning_rate * (1 - past / (how.epochs * self.windows)))
@@ -323,7 +327,10 @@ class Trainer:
         loss.backward()
         parallel.sum_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, how.clip or math.inf)
-        self._insist("gradient's norm", float(norm))
+        value, length = torch.stack([loss.detach(), norm.to(loss)]).tolist()  # the one place where a GPU is waited for
+        value = parallel.total(value)
+        self._insist("loss", value)
+        self._insist("gradient's norm", length)
         self.optimiser.step()
         with torch.no_grad():
             for mean, parameter in zip(self.mean, self.parameters, strict=False):
@@ -410,13 +417,15 @@ class Trainer:
         tensors |= {f"mean.{i}": x for i, x in enumerate(self.mean)}
         tensors |= {f"belief.{i}": x for i, x in enumerate(leaves(self.belief))}
         tensors["random"] = torch.random.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random_cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoints.write(self.checkpoint, self._stamp, asdict(self.state), tensors)
 
     def _load(self, path: Path) -> None:
         state, tensors = checkpoints.read(path, self._stamp)
         self.state = _State(**state)
         self._set_rate(self.state.rate)
-        self._random = tensors["random"]
+        self._random = {name: x for name, x in tensors.items() if name.startswith("random")}
         for i, parameter in enumerate(self.parameters):
             device = parameter.device
             parameter.data.copy_(tensors[f"model.{i}"])
