@@ -98,7 +98,7 @@ def test_after_a_fork_the_child_makes_its_own_threads() -> None:
 
 def test_parallel_does_every_number_once_on_several_threads() -> None:
     torch.set_num_threads(2)
-    seen, threads, both = [], set(), threading.Barrier(2, timeout=20)
+    seen, threads, both = [], set(), threading.Barrier(2, timeout=120)
 
     def function(i: int) -> None:
         if i < 2:

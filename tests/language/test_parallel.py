@@ -101,7 +101,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, monkeypatch):
         )
         for rank in range(2)
     ]
-    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    assert [process.wait(timeout=600) for process in both] == [0, 0]
     alone = numbers(tmp_path / "one")
     rungs = ladder(tmp_path / "one")
     (first, one), (second, other) = (torch.load(tmp_path / "two" / f"found.{rank}.pt") for rank in range(2))

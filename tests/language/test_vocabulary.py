@@ -105,8 +105,8 @@ def test_bad_sizes_are_told():
 
 def test_a_million_words_take_a_moment():
     text = [Sentence(tuple(str((i * i) % 9973) for i in range(n, n + 25))) for n in range(40_000)]
-    start = time.perf_counter()
+    start = time.process_time()
     vocabulary = Vocabulary.build(text)
     columns = stream(encode_corpus(text, vocabulary), 64)
-    assert time.perf_counter() - start < 5  # 0.5 s on a quiet machine
+    assert time.process_time() - start < 5  # 0.5 s on a quiet machine
     assert (columns >= 0).sum() == 1_040_000
