@@ -170,7 +170,7 @@ class Kalman(Method):
     Each is done by QR decompositions of stacked roots, so that a covariance never loses its sign. A missing coordinate
     is an observation of nothing: its row of C is zero and its noise is 1, and its share of the density is taken out.
     An observation wider than the state is compressed to the state's width by one QR of R^(-1/2) C, for all t at once.
-    A coordinate that those before it determine has no density: it adds nothing, and -inf where it is not what it must be.
+    A coordinate that those before it determine has no density: it adds 0, or -inf where it is not what it must be.
     From a diffuse start the flat directions are carried beside the covariance until observations have settled them.
 
     Args:
