@@ -82,10 +82,12 @@ def test_the_kernel_is_the_scan_in_value_and_gradient(dropout: float, carried: s
         beliefs["what was seen"] = run(model, ss.Forward(), data(Y[:, :3]), None, ("last",)).last
     for kernel in (True, False):
         torch.manual_seed(5)
-        keep = ("log_prob", "last", "filtered")
+        keep = ("log_prob", "last", "filtered", "predicted")
         got = run(model, ss.Forward(), data(Y, [13, 1, 4, 13, 2]), beliefs[carried], keep, kernel=kernel)
         gradients = torch.autograd.grad(got.log_prob.sum(), list(model.parameters()), allow_unused=True)
-        found.append([got.log_prob, got.last.probs, got.filtered.probs[0], *(g for g in gradients if g is not None)])
+        there = torch.arange(13)[:, None] < torch.tensor([13, 1, 4, 13, 2])
+        beliefs_kept = (got.filtered.probs[there], got.predicted.probs[there])
+        found.append([got.log_prob, got.last.probs, *beliefs_kept, *(g for g in gradients if g is not None)])
     for mine, its in zip(*found, strict=True):
         assert_close(mine, its, **TIGHT)
 

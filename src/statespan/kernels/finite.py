@@ -24,19 +24,27 @@ def start(model: Any, method: Forward, prepared: Prepared, batch: int, belief: A
     return before.state.probs.contiguous()
 
 
-def traced(prepared: Prepared, log_normaliser: torch.Tensor, filtered: torch.Tensor) -> Trace:
+def traced(
+    prepared: Prepared, log_normaliser: torch.Tensor, filtered: torch.Tensor, predicted: torch.Tensor | None = None
+) -> Trace:
     """What the scan would have kept."""
     likelihood = prepared.likelihoods
     state = with_fed(Discrete(filtered), likelihood.fed)
     last = tree_map(lambda x: x[-1], state) if prepared.lengths is None else select(state, prepared.lengths - 1)
-    return Trace(filtered=state, last=last, log_prob=log_normaliser + likelihood.log_scale)
+    before = None if predicted is None else Discrete(predicted)
+    return Trace(filtered=state, predicted=before, last=last, log_prob=log_normaliser + likelihood.log_scale)
 
 
-@register(Forward, MatrixTransition, keeps=("filtered", "last", "log_prob", "posterior", "counts", "sums", "first"))
+KEEPS = ("filtered", "predicted", "last", "log_prob", "posterior", "counts", "sums", "first")
+
+
+@register(Forward, MatrixTransition, keeps=KEEPS)
 def dense(
     model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
-) -> Trace:
+) -> Trace | None:
     """A stochastic matrix that does not vary with time; for `sums` the likelihoods are of rows that steps share."""
+    if "predicted" in keep and prepared.likelihoods.fed is not None:
+        return None  # what the next observation is fed belongs to it too
     predicted = start(model, method, prepared, batch, belief)
     table, value = prepared.moves.tables.value, prepared.likelihoods.value
     if keep & {"posterior", "sums"}:
@@ -47,7 +55,9 @@ def dense(
         )
         trace = Trace(log_prob=log_prob, counts=Shared(counts), first=first)
         return trace._replace(posterior=posterior) if which is None else trace._replace(sums=posterior)
-    return traced(prepared, *forward_backward(predicted, table, value, prepared.lengths))
+    log_normaliser, filtered = forward_backward(predicted, table, value, prepared.lengths)
+    every = torch.cat([predicted[None], filtered[:-1] @ table]) if "predicted" in keep else None
+    return traced(prepared, log_normaliser, filtered, every)
 
 
 @register(Forward, RowsAddition, keeps=("filtered", "last", "log_prob"))
