@@ -19,6 +19,9 @@ theirs = pytest.importorskip("pykalman")
 
 from statespan.compat import pykalman as ours  # noqa: E402
 from statespan.compat.pykalman.standard import RANKS  # noqa: E402
+from statespan.method import run  # noqa: E402
+from statespan.methods.linearised import Linearised  # noqa: E402
+from statespan.verbs import ask  # noqa: E402
 
 NAMES = ["KalmanFilter", "UnscentedKalmanFilter", "AdditiveUnscentedKalmanFilter"]
 
@@ -168,6 +171,32 @@ def test_unscented(name, seed):
     mean, spread = rng.randn(mine.n_dim_state), covariance(rng, mine.n_dim_state)
     for y in (None, z[0]):
         close(mine.filter_update(mean, spread, y), other.filter_update(mean, spread, y))
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_series_in_numpy_is_the_scan(name):
+    """With a gap, noise that is singular, after a belief; and what is no covariance is refused by both."""
+    mine, _, rng = unscented(name, 5)
+    given = mine._initialize_parameters()
+    flat = np.outer(*[rng.randn(mine.n_dim_state)] * 2)
+    model, points = mine._model(given._replace(transition_covariance=flat), 8), mine._points()
+    y = torch.from_numpy(rng.randn(8, mine.n_dim_obs))
+    y[3] = torch.nan
+    data, _ = ask(model, y, inputs=torch.arange(8.0).double())
+    belief = None
+    for _ in range(2):
+        keep = ("filtered", "last", "log_prob")
+        fast, slow = (run(model, Linearised(points), data, belief, keep, kernel=k) for k in (True, False))
+        close([fast.log_prob], [slow.log_prob])
+        for one, other in ((fast.filtered, slow.filtered), (fast.last, slow.last)):
+            close(one.summary().values(), other.summary().values())
+        belief = slow.last
+    bent = getattr(ours, name)(lambda x, *w: -np.full(5, (x**2).sum()), n_dim_state=5, n_dim_obs=5)
+    model, y = bent._model(bent._initialize_parameters(), 3), torch.ones(3, bent.n_dim_obs)
+    data, _ = ask(model, y, inputs=torch.arange(3.0))
+    for k in (True, False):
+        with pytest.raises(ss.StatespanError, match="indefinite covariance for this function of"):
+            run(model, Linearised(bent._points()), data, kernel=k)
 
 
 def test_where_pykalman_errs():

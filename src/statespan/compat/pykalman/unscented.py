@@ -10,67 +10,14 @@ from torch import Tensor
 
 from statespan.belief import Gaussian
 from statespan.compat.pykalman._arguments import array, random, root, rows, size
+from statespan.compat.pykalman._steps import Pointwise, Shown, SigmaPoints, backwards
 from statespan.errors import StatespanError
-from statespan.method import in_hindsight, run
-from statespan.methods.kalman import sweep
-from statespan.methods.linearisation import Function, Linearisation
+from statespan.method import run
 from statespan.methods.linearised import Linearised
 from statespan.model import StateSpace
-from statespan.part import Affine
 from statespan.parts.gaussian_initial import NormalStart
-from statespan.parts.linear import Linear, apply, factor, inverse
-from statespan.parts.nonlinear import NonlinearGaussian
-from statespan.tree import Tree, tree_map
+from statespan.parts.linear import apply
 from statespan.verbs import ask
-
-
-class SigmaPoints(Linearisation):
-    r"""Statistical linearisation at pykalman's sigma points: m and m +- sqrt(3) times the columns of the root.
-
-    The centre weighs (3 - D) / 3 and each other point 1 / 6, in means and covariances alike. It is the unscented
-    transform with alpha = 1, beta = 0, kappa = 3 - D; for D above 3 the centre's weight is negative.
-
-    Args:
-        kept: coordinates from this one on are noises, fresh at every step: what they add is noise of the affine part,
-            not a share of its matrix. None: there are none.
-
-    Raises:
-        StatespanError: the covariance that the points give is none.
-
-    Source:
-        Julier and Uhlmann 1997.
-    """
-
-    def __init__(self, kept: int | None = None):
-        self.kept = kept
-
-    def __call__(self, function: Function, belief: Gaussian, u: Tree) -> Affine:
-        """A, b and a root of what A z + b leaves of the covariance, noise included."""
-        dim, scale = belief.mean.shape[-1], belief.scale
-        step = 3**0.5 * scale.mT
-        z = belief.mean[..., None, :] + torch.cat([torch.zeros_like(step[..., :1, :]), step, -step], -2)
-        value, noise = function(z, None if u is None else u[..., None, :].expand(*z.shape[:-1], -1))
-        weights = value.new_full((2 * dim + 1,), 1 / 6)
-        weights[0] = 1 - dim / 3
-        mean = weights @ value
-        up, down = value[..., 1 : dim + 1, :], value[..., dim + 1 :, :]
-        slope = ((up - down) / (2 * 3**0.5)).mT  # A times the root
-        bend = ((up + down) / 2 - value[..., :1, :]).mT  # (..., E, D), the even part
-        centre = bend.sum(-1, keepdim=True)
-        rest = (bend @ bend.mT - centre @ centre.mT / 3) / 3 + noise @ noise.mT
-        if self.kept is not None:
-            fresh = slope[..., self.kept :]
-            rest, slope = rest + fresh @ fresh.mT, torch.cat([slope[..., : self.kept], torch.zeros_like(fresh)], -1)
-        least, most = rest.new_zeros(()), rest.diagonal(dim1=-2, dim2=-1).amax(-1)
-        if dim > 3:
-            least = torch.linalg.eigvalsh(rest)[..., 0]
-        if bool((least < -1e-9 * most.clamp_min(1e-9)).any()):
-            raise StatespanError(
-                f"pykalman's sigma points give an indefinite covariance for this function of {dim} numbers, noises "
-                "counted; with additive noise use from_pykalman(kf) and method=ss.Linearised(ss.Cubature())"
-            )
-        matrix = slope @ inverse(scale)
-        return Affine(matrix, mean - apply(matrix, belief.mean), factor(rest))
 
 
 class Given(NamedTuple):
@@ -269,8 +216,8 @@ class AdditiveUnscentedKalmanFilter(_Unscented):
         """The model as it is written."""
         functions = before(given.transition_functions), given.observation_functions
         move, seen = (each(f) for f in functions)
-        transition = nonlinear(move, root(given.transition_covariance, "transition_covariance"))
-        emission = nonlinear(seen, root(given.observation_covariance, "observation_covariance"))
+        transition = Pointwise(move, root(given.transition_covariance, "transition_covariance"))
+        emission = Pointwise(seen, root(given.observation_covariance, "observation_covariance"))
         mean = torch.from_numpy(given.initial_state_mean)
         start = normal(mean, root(given.initial_state_covariance, "initial_state_covariance"))
         return StateSpace(start, transition, emission)
@@ -290,10 +237,10 @@ class AdditiveUnscentedKalmanFilter(_Unscented):
         Args:
             Z: (n_timesteps, E) observations, masked or NaN where missing.
         """
-        y, method = rows(Z, self.n_dim_obs), Linearised(self._points())
-        model = self._model(self._initialize_parameters(), len(y))
-        data, _ = ask(model, y, inputs=torch.arange(len(y), dtype=torch.float64))
-        return arrays(in_hindsight(model, method, data), self.n_dim_state)
+        given = self._initialize_parameters()
+        filtered = self._filtered(rows(Z, self.n_dim_obs), None, given)
+        move = self._model(given, len(filtered.mean)).transition
+        return backwards(move, self._points(), filtered.mean[:, 0].numpy(), filtered.scale[:, 0].numpy())
 
 
 class UnscentedKalmanFilter(_Unscented):
@@ -351,34 +298,28 @@ class UnscentedKalmanFilter(_Unscented):
         """The model of (x_t, w_t, v_{t+1}, z_t), of which z_t is seen without noise."""
         moves, shown = before(given.transition_functions), given.observation_functions
         dim, width = self.n_dim_state, self.n_dim_obs
-        nothing = np.zeros(dim + width)
 
         def move(s: np.ndarray, t: int) -> np.ndarray:
-            x = np.asarray(at(moves, t)(s[:dim], s[dim : 2 * dim])).ravel()
-            return np.concatenate([x, nothing, seen(x, s[2 * dim : 2 * dim + width], t)])
-
-        def seen(x: np.ndarray, v: np.ndarray, t: int) -> np.ndarray:
-            return np.asarray(at(shown, t)(x, v)).ravel()
+            x = stacked(at(moves, t), s[:, :dim], s[:, dim : 2 * dim])
+            z = stacked(at(shown, t), x, s[:, 2 * dim : 2 * dim + width])
+            return np.concatenate([x, np.zeros((len(s), dim + width)), z], 1)
 
         kept, noise = self._roots(given)
         none = noise.new_zeros
         fresh = torch.block_diag(none(dim, dim), kept, noise, none(width, width))
-        transition = nonlinear(per_step(move), fresh)
+        transition = Pointwise(move, fresh)
         # The first observation is a function of the first state and its noise.
         scale = root(given.initial_state_covariance, "initial_state_covariance")
         mean = torch.from_numpy(given.initial_state_mean)
         first = Gaussian(torch.cat([mean, none(width)])[None], torch.block_diag(scale, noise)[None])
-        show = nonlinear(per_step(lambda s, t: seen(s[:dim], s[dim:], t)), none(width, width))
+        show = Pointwise(lambda s, t: stacked(at(shown, t), s[:, :dim], s[:, dim:]), none(width, width))
         one = show.approximate(SigmaPoints(dim), first, none(1, 1))
         expected = apply(one.matrix, first.mean) + one.offset
         size = 2 * dim + 2 * width
         start = torch.block_diag(scale, kept, noise, one.scale[0])  # all independent, but the last of the first:
         start[size - width :, :dim] = (one.matrix @ first.scale)[0, :, :dim]
-        emission = Linear(size, width).double().requires_grad_(False)
-        emission.matrix.copy_(torch.eye(width, size, dtype=torch.float64).roll(size - width, 1))
-        emission.scale.zero_()
         begin = normal(torch.cat([mean, none(dim + width), expected[0]]), start)
-        return StateSpace(begin, transition, emission)
+        return StateSpace(begin, transition, Shown(size, width))
 
     def _points(self) -> SigmaPoints:
         """Of the state and the noises."""
@@ -397,17 +338,16 @@ class UnscentedKalmanFilter(_Unscented):
         """
         given, dim = self._initialize_parameters(), self.n_dim_state
         whole = self._filtered(rows(Z, self.n_dim_obs), None, given)
-        filtered = Gaussian(whole.mean[..., : 2 * dim], whole.scale[..., : 2 * dim, : 2 * dim])  # of (x_t, w_t)
         moves = before(given.transition_functions)
 
         def move(s: np.ndarray, t: int) -> np.ndarray:
-            return np.concatenate([np.asarray(at(moves, t)(s[:dim], s[dim:])).ravel(), np.zeros(dim)])
+            return np.pad(stacked(at(moves, t), s[:, :dim], s[:, dim:]), ((0, 0), (0, dim)))
 
         kept = self._roots(given)[0]
-        transition = nonlinear(per_step(move), torch.block_diag(torch.zeros_like(kept), kept))
-        steps = torch.arange(1.0, len(whole.mean), dtype=torch.float64)[:, None, None]
-        affine = transition.approximate(self._points(), tree_map(lambda x: x[:-1], filtered), steps)
-        return arrays(sweep(filtered, affine, None, False)[0], dim)
+        transition = Pointwise(move, torch.block_diag(torch.zeros_like(kept), kept))
+        mean, scale = whole.mean[:, 0, : 2 * dim].numpy(), whole.scale[:, 0, : 2 * dim, : 2 * dim].numpy()
+        means, covariances = backwards(transition, self._points(), mean, scale)  # of (x_t, w_t)
+        return means[:, :dim], covariances[:, :dim, :dim]
 
 
 # ------------------------------------------------------------------------------------------- the functions
@@ -444,27 +384,15 @@ def either(given: Any, own: np.ndarray) -> np.ndarray:
     return own if given is None else array(given, 2)
 
 
-def each(functions: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
-    """Functions of one state, for states (..., D) and the steps (..., 1) that they are of."""
-    return per_step(lambda x, t: at(functions, t)(x))
+def each(functions: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Functions of one state, for states (N, D) and the step that they are of."""
+    return lambda s, t: stacked(at(functions, t), s)
 
 
-def per_step(function: Callable[[np.ndarray, int], Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of one state and its step, for states (..., D) and steps (..., 1)."""
-
-    def apart(z: Tensor, u: Tensor) -> Tensor:
-        flat, steps = z.reshape(-1, z.shape[-1]).numpy(), u.reshape(-1).long().tolist()
-        values = [np.asarray(function(x, t), dtype=float).ravel() for x, t in zip(flat, steps, strict=True)]
-        return torch.from_numpy(np.stack(values)).reshape(*z.shape[:-1], -1)
-
-    return apart
-
-
-def nonlinear(function: Callable[..., Tensor], scale: Tensor) -> NonlinearGaussian:
-    """A part with this root of its noise."""
-    part = NonlinearGaussian(function, len(scale), 1).double().requires_grad_(False)
-    part.scale.copy_(scale)
-    return part
+def stacked(function: Callable[..., Any], *arguments: np.ndarray) -> np.ndarray:
+    """A function's values for rows of its arguments, (N, E)."""
+    values = [function(*given) for given in zip(*arguments, strict=True)]
+    return np.array(values, dtype=float).reshape(len(values), -1)
 
 
 def normal(mean: Tensor, scale: Tensor) -> NormalStart:
