@@ -217,6 +217,9 @@ class Forecast(NamedTuple):
 
         Returns:
             (..., N, steps, D), with the probabilities in front.
+
+        Raises:
+            StatespanError: a level that is no probability.
         """
         levels = torch.as_tensor(q, dtype=torch.float64)
         if not bool(((levels >= 0) & (levels <= 1)).all()):

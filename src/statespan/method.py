@@ -164,6 +164,9 @@ class Method(ABC):
         """`smooth` with log p, by filtering once more: many a method has both at once.
 
         With `pairs` also the joint p(z_t, z_{t+1} | y) of neighbours, (T - 1, B, ...); of normal states a covariance.
+
+        Raises:
+            StatespanError: pairs, where the method has none.
         """
         if pairs:
             raise StatespanError(f"{type(self).__name__} gives no joint law of neighbours; smooth without pairs")
@@ -211,7 +214,11 @@ class Method(ABC):
         return 1
 
     def expect(self, model: "statespan.model.StateSpace", constants: Tree, data: Sequences) -> "Expected":
-        """The E-step: log p, and the expected statistics of each part that has a closed-form M-step."""
+        """The E-step: log p, and the expected statistics of each part that has a closed-form M-step.
+
+        Raises:
+            StatespanError: the method has none.
+        """
         raise StatespanError(f"{type(self).__name__} has no expectation step; fit by SGD")
 
     def step(self, model: "statespan.model.StateSpace", belief: Any, move: Tree, likelihood: Tree, batch: int) -> Step:
@@ -239,7 +246,11 @@ class Method(ABC):
         return self, prepared, belief
 
     def paths(self, prepared: Prepared, trace: Trace) -> tuple[Tensor, Tensor]:
-        """The best paths (T, B, k), -1 past each end, and their scores (B, k), where the method keeps pointers back."""
+        """The best paths (T, B, k), -1 past each end, and their scores (B, k), where the method keeps pointers back.
+
+        Raises:
+            StatespanError: it keeps none.
+        """
         raise StatespanError(f"{type(self).__name__} keeps no paths; call decode")
 
     def draw(self, belief: Any) -> Any:
@@ -247,7 +258,11 @@ class Method(ABC):
         return belief.draw()
 
     def backward(self, model: "statespan.model.StateSpace", belief: Any, move: Tree, later: Any) -> Any:
-        """From the filtered belief about z_t and any belief about z_{t+1} (smoothed, or one drawn state) to z_t's."""
+        """From the filtered belief about z_t and any belief about z_{t+1} (smoothed, or one drawn state) to z_t's.
+
+        Raises:
+            StatespanError: the method cannot go back.
+        """
         raise StatespanError(f"{type(self).__name__} has no backward pass; it draws no posterior paths")
 
 

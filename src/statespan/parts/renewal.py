@@ -12,7 +12,15 @@ from statespan.parts.durations import Hazard
 
 
 class SegmentStart(Part):
-    """A segment begins with the first step of a series."""
+    """A segment begins with the first step of a series.
+
+    Source:
+        Adams and MacKay, "Bayesian online changepoint detection", 2007, section 2.1.
+
+    Example:
+        >>> len(list(SegmentStart().parameters()))
+        0
+    """
 
 
 class ConstantHazard(Part):
