@@ -200,7 +200,7 @@ def test_em_and_gradient_find_the_same_maximum_of_the_posterior():
     )
     value = lambda m: float((m.log_prob(symbols(8)).sum() + m.log_prior()).detach())  # noqa: E731
     by_em = make().fit(symbols(8), by=ss.EM(iterations=500, tolerance=0))
-    by_gradient = make().fit(symbols(8), by=ss.SGD(epochs=2000, learning_rate=0.02))
+    by_gradient = make().fit(symbols(8), by=ss.SGD(epochs=400, learning_rate=0.05))
     assert abs(value(by_em) - value(by_gradient)) < 1e-3
 
 
