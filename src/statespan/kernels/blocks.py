@@ -89,9 +89,12 @@ def forward(
     ends = torch.full((batch,), length, device=total.device) if prepared.lengths is None else prepared.lengths
     predicted = None
     if "predicted" in keep:
-        begun = start(model, method, prepared, batch, belief)
-        moved = _moved(stacked.probs[:-1], at[:-1], tables.probs.value.unflatten(0, (classes, -1)))
-        predicted = Discrete(torch.cat([begun[None], moved]))
+        table = tables.probs.value.unflatten(0, (classes, -1))
+        if before is None:
+            begun = start(model, method, prepared, batch, belief)[None]
+        else:
+            begun = _moved(belief.state.probs[None], before[None], table)
+        predicted = Discrete(torch.cat([begun, _moved(stacked.probs[:-1], at[:-1], table)]))
     return Trace(filtered=stacked, predicted=predicted, last=select(stacked, ends - 1), log_prob=log_prob)
 
 
