@@ -79,14 +79,14 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     low, high = each_day.quantile(each_day.new_tensor([0.05, 0.95]), dim=0)
     inside = ((y[test, TEMPERATURE] >= low) & (y[test, TEMPERATURE] <= high)).double().mean().item()
     print(f"2015's temperatures: {100 * inside:.0f} % within the central 90 % forecast a year ahead")
-    rain = ahead.samples[..., WET].mean(0)
+    rain = ahead.mean[:, WET]
 
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(10, 5.4), height_ratios=[1.6, 1], layout="constrained", sharex=True
     )
     across = range(365)
     top.fill_between(across, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="forecast, central 90 %")
-    top.plot(ahead.samples[..., TEMPERATURE].mean(0).numpy(), color=COLOURS[0], linewidth=2, label="forecast, mean")
+    top.plot(ahead.mean[:, TEMPERATURE].numpy(), color=COLOURS[0], linewidth=2, label="forecast, mean")
     top.plot(y[test, TEMPERATURE].numpy(), ".", color="#333333", markersize=3, label="2015, not seen in fitting")
     top.set_ylabel("highest temperature, °C")
     top.legend(frameon=False, fontsize="small", ncols=3)

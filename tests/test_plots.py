@@ -212,7 +212,13 @@ def test_dates_of_every_kind_stand_across_and_the_bands_are_the_quantiles():
     model, y = ss.level(variance=1.0), [0.1, 0.4, 0.2]
     zone = pd.date_range("2024-03-30 12:00", periods=3, tz="Europe/Berlin")
     wanted = matplotlib.dates.date2num(np.datetime64("2024-03-30T12:00"))
-    for times in (zone, zone.to_series(), zone.tz_localize(None).to_period("h"), list(zone.tz_localize(None))):
+    for times in (
+        zone,
+        zone.to_series(),
+        zone.tz_localize(None).to_series(),
+        zone.tz_localize(None).to_period("h"),
+        list(zone),
+    ):
         assert plot_posterior(model.smooth(y), times=times).lines[0].get_xdata()[0] == pytest.approx(wanted)
     ahead = model.forecast(pd.DataFrame({"y": y}, index=zone), steps=4)
     axes = ahead.plot(y=y)

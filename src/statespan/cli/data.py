@@ -503,7 +503,7 @@ def forecast(
             asked.y, steps=steps, samples=samples, seed=seed, inputs=asked.inputs, future=coming
         )
     frame = frames.forecasts(asked.data, found, steps, levels)
-    ahead = frame[asked.data.keys[-1]].to_numpy()[asked.sequence * steps :][:steps]
+    ahead = frame[asked.data.keys[-1]].iloc[asked.sequence * steps :][:steps]
 
     def draw() -> Any:
         return plot_forecast(found, asked.sequence, y=asked.observed(), ahead=ahead, **asked.picture())

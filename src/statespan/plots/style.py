@@ -149,12 +149,16 @@ class Across(NamedTuple):
 
 def plain_times(times: Any) -> Array:
     """Numbers, or dates as NumPy has them: by the clock of their own zone; of a pandas period where it begins."""
-    if getattr(getattr(times, "dtype", None), "tz", None) is not None:
-        times = getattr(times, "dt", times).tz_localize(None)  # of a column, or of an index
-    elif hasattr(times, "to_timestamp"):
-        times = times.to_timestamp()
+    kind, dates = getattr(times, "dtype", None), getattr(times, "dt", times)  # of a column, or of an index
+    if getattr(kind, "tz", None) is not None:
+        times = dates.tz_localize(None)
+    elif hasattr(kind, "freq"):
+        times = dates.to_timestamp()
     array = np.asarray(times)
-    return array.astype("datetime64[us]") if array.dtype.kind == "O" else array
+    if array.dtype.kind == "O":
+        clocks = [time.replace(tzinfo=None) if getattr(time, "tzinfo", None) else time for time in array]
+        return np.array(clocks, "datetime64[us]")
+    return array
 
 
 def panels(heights: Sequence[float]) -> list[Any]:
