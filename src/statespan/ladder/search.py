@@ -5,6 +5,7 @@ that was killed leaves trials without an end; the next one in the same folder ta
 """
 
 import fcntl
+import time
 import zlib
 from collections import deque
 from collections.abc import Generator
@@ -20,6 +21,9 @@ from statespan.ladder.trials import Trials, reached
 from statespan.ladder.workers import Event, Failed, Finished, Job, Paused
 
 LOCK = "search.lock"
+
+PAUSE = 0.3
+"""Seconds before a database that could not be opened is tried once more."""
 
 HALVING = {"min_resource": 1, "reduction_factor": 3}
 """Of asynchronous successive halving: after 1, 3, 9, ... epochs the better third of the trials so far goes on."""
@@ -162,9 +166,10 @@ class SearchRun:
         self.storage, self.study = storage or f"sqlite:///{self.trials.out / 'study.db'}", study or trials.name
         self.rows: dict[str, RowSearch] = {}
 
-    def _study(self, entry: Entry) -> Any:
+    def _study(self, entry: Entry, again: bool = True) -> Any:
         """The row's study, made where there is none."""
-        found, seed = optuna(), zlib.crc32(f"{self.trials.recipe.seed} {self.trials.out}".encode())
+        trials, found = self.trials, optuna()
+        seed = zlib.crc32(f"{trials.recipe.seed} {trials.out}".encode())
         try:
             return found.create_study(
                 study_name=f"{self.study}: {entry.name}",
@@ -175,9 +180,13 @@ class SearchRun:
                 load_if_exists=True,
             )
         except Exception as error:
+            if again:  # searches that begin at once make the tables at once: who comes second finds them made
+                time.sleep(PAUSE)
+                return self._study(entry, again=False)
             why = str(error).split("\n")[0].rstrip(".")
             raise StatespanError(
-                f"--storage {self.storage}: cannot be opened: {why}; mend the URL, or install its driver"
+                f"--storage {self.storage}: cannot be opened: {why}; mend the URL, or install its driver "
+                "(psycopg for postgresql://)"
             ) from error
 
     def train(self) -> Generator[Event]:
