@@ -271,3 +271,19 @@ def test_nile():
     wide, _ = nile("approximate")
     first = torch.distributions.Normal(0.0, (1e6 + 15078.01) ** 0.5).log_prob(y[0])
     assert_close((wide.log_prob(y) - first).item(), -632.537761, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("variances", [(1e-24, 1e-24, 1e-24), (3e-18, 2e-21, 7e-18)])
+def test_hindsight_where_variances_are_nearly_zero(variances):
+    """As a fit leaves them: what is smoothed is that of variances of zero, and neither NaN nor 1e34."""
+    t = torch.arange(60.0)
+    y = 50 + 0.3 * t + 8 * (2 * torch.pi * t / 12).sin() + torch.randn(60, generator=torch.Generator().manual_seed(0))
+    y[[5, 17, 18]] = torch.nan
+    level, slope, season = variances
+    near, zero = (ss.level(level * x) + ss.slope(slope * x) + ss.seasonal(12, variance=season * x) for x in (1.0, 0.0))
+    for model in (near, zero):
+        with torch.no_grad():
+            model.emission.scale.fill_(1.9)
+    mine, its = near.smooth(y), zero.smooth(y)
+    torch.testing.assert_close(mine.mean, its.mean, rtol=0.0, atol=1e-6)
+    torch.testing.assert_close(mine.covariance, its.covariance, rtol=0.0, atol=1e-6)

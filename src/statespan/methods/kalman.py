@@ -518,13 +518,27 @@ def reverse(belief: Any, move: Affine) -> Reversed:
         settled = settle(move.matrix.expand_as(scale), flat)
         first, rest, flat = settled.gain, settled.rest, settled.factor
         bottom, top = bottom - first @ top, rest @ top
-    # A direction without variance has no inverse; nothing is to be learnt along it either.
-    inverse = torch.linalg.pinv(lower(top), rtol=_rounding(scale))
-    gain = bottom @ top.mT @ inverse.mT @ inverse
+    gain = _regression(bottom, top, _rounding(scale))
     left = bottom - gain @ top
     if first is not None and rest is not None:
         gain = first + gain @ rest
     return Reversed(mean, ahead, gain, left, flat)
+
+
+def _regression(bottom: Tensor, top: Tensor, rounding: float) -> Tensor:
+    """Bottom top' (top top')^-1; zero along a direction without variance, of which nothing is to be learnt.
+
+    With top' = Q R it is bottom Q R'^-1. The product top top' would square what lies between the largest and the
+    smallest variance, and a smoother multiplies the error of one step by the next; its gradient alone is taken so.
+    """
+    with torch.no_grad():
+        turn, triangle = torch.linalg.qr(top.mT)
+        gain = bottom @ turn @ torch.linalg.pinv(triangle.mT, rtol=rounding)
+    if not torch.is_grad_enabled() or not (top.requires_grad or bottom.requires_grad):
+        return gain
+    inverse = torch.linalg.pinv(lower(top), rtol=rounding)
+    like = bottom @ top.mT @ inverse.mT @ inverse
+    return gain + (like - like.detach())
 
 
 def follow(step: Reversed, later: Any) -> Any:
