@@ -9,6 +9,7 @@ below. Covariances are lower echelon roots, made by Householder reflections from
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -36,7 +37,7 @@ from ._simd import (
     zero,
 )  # fmt: skip
 
-INNER = {**OPTIONS, "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+INNER: dict[str, Any] = {**OPTIONS, "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 #: Compiled into its callers, without the counting of references, which takes most of the time that compiling takes.
 inner = njit(**INNER)
@@ -53,10 +54,12 @@ RUN = 64
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 #: Called only by other loops: what Python would need to call it is left out.
-helper = njit(**{**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True})
+HELPER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+helper = njit(**HELPER)
 
 #: Called at one place: compiled there alone, as what is called is compiled by itself and then with the caller again.
-inlined = njit(inline="always", **OPTIONS)
+INLINED: dict[str, Any] = {**OPTIONS, "inline": "always"}
+inlined = njit(**INLINED)
 
 #: What is asked for.
 FILTERED, PREDICTED, LAST, PAIRS = 1, 2, 4, 8

@@ -90,7 +90,7 @@ def forward(
     predicted = None
     if "predicted" in keep:
         table = tables.probs.value.unflatten(0, (classes, -1))
-        if before is None:
+        if belief is None or before is None:
             begun = start(model, method, prepared, batch, belief)[None]
         else:
             begun = _moved(belief.state.probs[None], before[None], table)
