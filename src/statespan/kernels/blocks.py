@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from statespan.belief import Discrete, select
-from statespan.kernels.finite import start, traced
+from statespan.kernels.finite import remembers, start, traced
 from statespan.kernels.finite import viterbi as dense_viterbi
 from statespan.kernels.forward_backward import forward_backward
 from statespan.method import Prepared, Trace, register
@@ -44,6 +44,8 @@ def forward(
     model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
 ) -> Trace | None:
     """Class by class; by the table where an observation leaves more than one class (a gap), or there is one alone."""
+    if "predicted" in keep and remembers(prepared, belief):
+        return None
     likelihood, classes = prepared.likelihoods, getattr(model.emission, "classes", 1)
     at = None if classes == 1 else _class_of(likelihood.value.detach() > 0, classes)
     if at is None:

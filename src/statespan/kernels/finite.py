@@ -35,6 +35,11 @@ def traced(
     return Trace(filtered=state, predicted=before, last=last, log_prob=log_normaliser + likelihood.log_scale)
 
 
+def remembers(prepared: Prepared, belief: Any) -> bool:
+    """Whether beliefs carry what was observed, or what is fed of it, beside the probabilities."""
+    return prepared.likelihoods.fed is not None or (belief is not None and belief.fed is not None)
+
+
 KEEPS = ("filtered", "predicted", "last", "log_prob", "posterior", "counts", "sums", "first")
 
 
@@ -43,8 +48,8 @@ def dense(
     model: Any, method: Forward, prepared: Prepared, length: int, batch: int, belief: Any, keep: frozenset[str]
 ) -> Trace | None:
     """A stochastic matrix that does not vary with time; for `sums` the likelihoods are of rows that steps share."""
-    if "predicted" in keep and prepared.likelihoods.fed is not None:
-        return None  # what the next observation is fed belongs to it too
+    if "predicted" in keep and remembers(prepared, belief):
+        return None
     predicted = start(model, method, prepared, batch, belief)
     table, value = prepared.moves.tables.value, prepared.likelihoods.value
     if keep & {"posterior", "sums"}:

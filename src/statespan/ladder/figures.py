@@ -33,6 +33,7 @@ def askable(rung: Rung) -> tuple[str, ...]:
     """The protocols of tagging that a rung's state can answer.
 
     Example:
+        >>> from statespan.ladder.rungs import find
         >>> askable(find("hmm")), askable(find("lstm"))
         (('prefix', 'prefix-state', 'filtered', 'viterbi'), ('prefix',))
     """

@@ -89,7 +89,7 @@ class MaxProduct(Method):
 
     def score(self, model: Any, prepared: Prepared, trace: Trace, data: Sequences) -> Tensor:
         """Refused: a path's score is not the probability of the data."""
-        raise StatespanError("MaxProduct scores paths; call decode(k=...), or log_prob without method=")
+        raise StatespanError("MaxProduct scores paths; call decode(k=...), or log_prob or forecast without method=")
 
     def fill(self, model: Any, constants: Any, data: Sequences) -> Tensor:
         """Refused: max-product finds paths."""
