@@ -353,14 +353,14 @@ def test_ctrl_c_keeps_what_was_done_and_resume_ends_at_the_same_numbers(text, re
     recipe.write_text(
         '[text]\ntrain = "mine.txt"\n[model]\nwidth = 3\ndropout = [0.2, 0.2, 0.2]\n'
         "[training]\nepochs = 3\nlearning_rate = 0.05\nbatch = 4\nevaluations = 1\n"
-        '[run]\nrungs = ["hmm", "lstm"]\nworkers = 1\n[rungs.lstm]\nepochs = 40\n'
+        '[run]\nrungs = ["hmm", "lstm"]\nworkers = 1\n[rungs.lstm]\nepochs = 120\n'
     )
     plan = recipes.read(recipe)
     process = start(tmp_path, "ladder", "run", recipe, "--out", "a")
     checkpoint = tmp_path / "a/lstm/checkpoint.safetensors"
     end = time.monotonic() + 300
     while not checkpoint.exists() and time.monotonic() < end and process.poll() is None:
-        time.sleep(0.02)
+        time.sleep(0.002)
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the workers too
     out, err = process.communicate(timeout=40)
     assert process.returncode == 130, (out, err)
