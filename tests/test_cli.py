@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -330,8 +331,16 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "error", "-m", "statespan.cli", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(Path(ss.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in a shell's background are deaf to it
     return subprocess.Popen(
-        command, cwd=folder, stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=environment
+        command,
+        cwd=folder,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+        env=environment,
+        preexec_fn=hears,
     )
 
 
@@ -353,7 +362,7 @@ def test_ctrl_c_keeps_what_was_done_and_resume_ends_at_the_same_numbers(text, re
     recipe.write_text(
         '[text]\ntrain = "mine.txt"\n[model]\nwidth = 3\ndropout = [0.2, 0.2, 0.2]\n'
         "[training]\nepochs = 3\nlearning_rate = 0.05\nbatch = 4\nevaluations = 1\n"
-        '[run]\nrungs = ["hmm", "lstm"]\nworkers = 1\n[rungs.lstm]\nepochs = 120\n'
+        '[run]\nrungs = ["hmm", "lstm"]\nworkers = 1\n[rungs.lstm]\nepochs = 20\n'
     )
     plan = recipes.read(recipe)
     process = start(tmp_path, "ladder", "run", recipe, "--out", "a")
