@@ -125,6 +125,14 @@ def test_states_by_the_textbooks_recursion(independent, text, monkeypatch):
         assert accuracy(model, text, protocol, independent) == count(text, scores, gold_tags), protocol
 
 
+@pytest.mark.parametrize(("rung", "protocol"), [("hmm/late-emission", "filtered"), ("elman/softmax", "prefix-state")])
+def test_a_state_under_a_softmax_has_the_words_of_one_that_is_certain(rung, protocol, text):
+    model = made(rung)
+    table = model.emission.table
+    words = (table.weight + table.bias[:, None]).softmax(0).detach().T.double()
+    assert accuracy(model, text, protocol) == accuracy(model, text, protocol, states=words @ text.given_word)
+
+
 def test_an_unknown_protocol_is_refused(text):
     with pytest.raises(ss.StatespanError, match="must be one of prefix, prefix-state, filtered, viterbi"):
         accuracy(made("hmm"), text, "suffix")

@@ -190,7 +190,8 @@ def accuracy(
         text: The gold text.
         protocol: One of `PROTOCOLS`; the model must have such a state.
         independent: Whether each line starts anew; otherwise the state is carried along `COLUMNS` columns.
-        states: (K, G) scores of tags by state; None takes sum over w of p(w | state) p(tag | w).
+        states: (K, G) scores of tags by state; None takes sum over w of p(w | state) p(tag | w), where a softmax scores
+            p(w | state) that of a state that is certain.
 
     Raises:
         StatespanError: An unknown protocol.
@@ -207,7 +208,7 @@ def accuracy(
     if protocol not in PROTOCOLS:
         raise StatespanError(f"protocol = {protocol!r} must be one of {', '.join(PROTOCOLS)}")
     if protocol != "prefix" and states is None:
-        states = model.emission.constants().probs.value.double() @ text.given_word
+        states = _of_states(model) @ text.given_word
     method, total = method_for(model), NONE
     constants = method.constants(model)
     if protocol == "viterbi":
@@ -227,6 +228,14 @@ def accuracy(
             scores = states[probs.argmax(1)] if protocol == "prefix-state" else probs @ states
         total = total.plus(score(scores, tags.flatten(), text.classes))
     return total
+
+
+def _of_states(model: Any) -> Tensor:
+    """What each state emits, (K, V)."""
+    constants = model.emission.constants()
+    if constants is None:
+        return model.emission(torch.eye(width_of(model), device=model.emission.table.weight.device)).probs.double()
+    return constants.probs.value.double()
 
 
 def _traces(model: Any, text: Gold, independent: bool, kept: str) -> Iterator[tuple[Trace, Tensor]]:
